@@ -1,0 +1,5 @@
+"""The library behind the book *From Softmax to GPLinker*.
+
+One module per chapter, of the chapter's name: ``lib.zlpr``, ``lib.global_pointer``,
+``lib.gplinker``. Import the module you need: ``from lib.zlpr import zlpr_loss``.
+"""
