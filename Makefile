@@ -1,0 +1,65 @@
+# Two commands set up all they need: `make book` and `make test`.
+# On another Python: make PYTHON=python3.12 book. More flags for pip: make PIP_FLAGS=... book.
+PYTHON ?= python3
+VENV   ?= .venv
+JOBS   ?= 2
+BIN    := $(VENV)/bin
+READY  := $(VENV)/.ready
+SITE   := _build/html
+LEDGER := _build/ledger/results.json
+
+# One thread in each process: the stored numbers are then the same everywhere.
+export OMP_NUM_THREADS := 1
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.PHONY: book test test-other-cpu notebooks lint lock clean
+
+book: $(READY) _build/.fresh
+	$(BIN)/python tools/notebooks.py --check
+	$(BIN)/python -m pytest -q -n $(JOBS) tests/equations
+	$(BIN)/python -m tools.ledger check
+	$(BIN)/jupyter-book build . -n -W --keep-going
+	@echo "The book: $(SITE)/index.html"
+
+test: $(READY)
+	$(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile $(PYTEST_FLAGS)
+	$(BIN)/python -m tools.ledger check
+
+# The notebooks again, with the instruction sets that an old processor has.
+test-other-cpu: $(READY)
+	ATEN_CPU_CAPABILITY=default MKL_CBWR=COMPATIBLE ONEDNN_MAX_CPU_ISA=SSE41 \
+	OPENBLAS_CORETYPE=Nehalem NPY_DISABLE_CPU_FEATURES=X86_V3 \
+	$(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile book
+
+# Run the chapters and store their outputs beside the text they were made from.
+notebooks: $(READY)
+	$(BIN)/python tools/notebooks.py --jobs $(JOBS)
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+$(READY): requirements.txt pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed; this is " + sys.version.split()[0] if sys.version_info < (3, 11) else 0)'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet $(PIP_FLAGS) -r requirements.txt
+	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation \
+	  --config-settings editable_mode=compat -e .
+	touch $@
+
+# Cached outputs know nothing of the code they import: another lib, another build.
+_build/.fresh: $(READY) $(shell find lib book/_ext tools -name '*.py') _config.yml _toc.yml
+	rm -rf _build
+	mkdir -p _build
+	touch $@
+
+# Resolve requirements.in anew. "+cpu" names one build of PyTorch: readers may want another.
+lock: requirements.in
+	$(PYTHON) -m venv .venv-lock
+	.venv-lock/bin/python -m pip install --quiet $(PIP_FLAGS) -r requirements.in
+	.venv-lock/bin/python -m pip freeze --all --exclude pip | sed 's/+cpu$$//' > requirements.txt
+	rm -rf .venv-lock
+
+clean:
+	rm -rf _build $(VENV)
