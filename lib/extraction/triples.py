@@ -1,0 +1,367 @@
+"""Triples as plain data: spans of characters, triples of spans, sentences with their triples.
+
+Everything that extraction does, from reading a corpus to scoring a model, is said in these three
+classes. Positions count characters (Unicode code points, as Python's ``str`` does), never tokens
+and never bytes, so no tokenizer is needed to read, write or compare triples.
+"""
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from itertools import combinations
+from typing import Any
+
+__all__ = [
+    "PATTERNS",
+    "Example",
+    "Span",
+    "Triple",
+    "example_from_json",
+    "example_to_json",
+    "is_nested",
+    "occurrences",
+    "overlap_patterns",
+]
+
+PATTERNS = ("Normal", "EPO", "SEO", "SOO")
+"""The overlap patterns, in the order in which tables show them."""
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Span:
+    """The characters ``[start, end)`` of a text.
+
+    Parameters
+    ----------
+    start, end : int
+        ``0 <= start < end``. A span is never empty.
+
+    Raises
+    ------
+    ValueError
+        If the bounds are negative, equal or reversed.
+
+    Examples
+    --------
+    >>> span = Span(4, 7)
+    >>> span.of("See Ada write"), len(span)
+    ('Ada', 3)
+    >>> span.overlaps(Span(6, 9)), span.overlaps(Span(7, 9))
+    (True, False)
+    """
+
+    start: int
+    end: int
+
+    def __post_init__(self) -> None:
+        """Refuse bounds that enclose no character."""
+        if not 0 <= self.start < self.end:
+            raise ValueError(
+                f"a span needs 0 <= start < end, got start={self.start} and end={self.end}"
+            )
+
+    def __len__(self) -> int:
+        """Return the number of characters."""
+        return self.end - self.start
+
+    def of(self, text: str) -> str:
+        """Return the characters of `text` that the span covers."""
+        return text[self.start : self.end]
+
+    def overlaps(self, other: "Span") -> bool:
+        """Tell whether the two spans share a character."""
+        return self.start < other.end and other.start < self.end
+
+    def inside(self, other: "Span") -> bool:
+        """Tell whether the span lies within `other` and is not equal to it."""
+        return other.start <= self.start and self.end <= other.end and self != other
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Triple:
+    """A subject, the name of a relation, and an object.
+
+    Examples
+    --------
+    >>> Triple(Span(0, 3), "wrote", Span(10, 15)).relation
+    'wrote'
+    """
+
+    subject: Span
+    relation: str
+    object: Span
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """One text with the triples it states.
+
+    Parameters
+    ----------
+    id : str
+        Names the example in messages and in predictions.
+    text : str
+        May be empty.
+    triples : tuple of Triple
+        All different, all within the text. The order carries no meaning and is kept.
+
+    Raises
+    ------
+    ValueError
+        If a span ends after the text, or a triple stands there twice.
+
+    Examples
+    --------
+    >>> Example("1", "Ada wrote Notes", (Triple(Span(0, 3), "wrote", Span(10, 15)),)).strings()
+    (('Ada', 'wrote', 'Notes'),)
+    """
+
+    id: str
+    text: str
+    triples: tuple[Triple, ...] = ()
+
+    def __post_init__(self) -> None:
+        """Refuse spans outside the text and repeated triples."""
+        for triple in self.triples:
+            for role, span in (("subject", triple.subject), ("object", triple.object)):
+                if span.end > len(self.text):
+                    raise ValueError(
+                        f"example {self.id!r}: the {role} of relation {triple.relation!r} ends at "
+                        f"character {span.end}, but the text has {len(self.text)}"
+                    )
+        repeated = [triple for triple, count in Counter(self.triples).items() if count > 1]
+        if repeated:
+            raise ValueError(f"example {self.id!r}: {repeated[0]} is given more than once")
+
+    def strings(self) -> tuple[tuple[str, str, str], ...]:
+        """Return the triples with the characters in place of the spans."""
+        return tuple(
+            (t.subject.of(self.text), t.relation, t.object.of(self.text)) for t in self.triples
+        )
+
+
+def overlap_patterns(triples: Iterable[Triple]) -> frozenset[str]:
+    """Name the ways in which the triples of one text share entities.
+
+    An entity is a span, a pair is the unordered pair of a triple's subject and object. Then
+
+    - ``"EPO"`` (entity pair overlap): some pair carries two triples or more;
+    - ``"SEO"`` (single entity overlap): two different pairs share an entity;
+    - ``"SOO"`` (subject object overlap): subject and object of some triple share a character;
+    - ``"Normal"``: neither EPO nor SEO.
+
+    The patterns are not exclusive: a text may be EPO and SEO at once, and SOO goes with any of
+    the others.
+
+    Parameters
+    ----------
+    triples : iterable of Triple
+        The triples of one text. Repeated triples count once.
+
+    Returns
+    -------
+    frozenset of str
+        Members of `PATTERNS`. A text without triples is ``{"Normal"}``.
+
+    Notes
+    -----
+    EPO and SEO after Zeng et al. (ACL 2018, section 1), SOO after Zheng et al. (PRGC, ACL 2021,
+    section 1). A triple whose subject is its object is one pair of one entity: it makes a text
+    SOO, but by itself not SEO.
+
+    Examples
+    --------
+    >>> a, b, c = Span(0, 3), Span(4, 7), Span(8, 12)
+    >>> sorted(overlap_patterns([Triple(a, "r", b), Triple(b, "q", a)]))
+    ['EPO']
+    >>> sorted(overlap_patterns([Triple(a, "r", b), Triple(a, "r", c)]))
+    ['SEO']
+    >>> sorted(overlap_patterns([Triple(Span(0, 7), "r", b)]))
+    ['Normal', 'SOO']
+    """
+    distinct = set(triples)
+    pairs = {frozenset((t.subject, t.object)) for t in distinct}
+    found = set()
+    if len(pairs) < len(distinct):
+        found.add("EPO")
+    if any(a & b for a, b in combinations(pairs, 2)):
+        found.add("SEO")
+    if not found:
+        found.add("Normal")
+    if any(t.subject.overlaps(t.object) for t in distinct):
+        found.add("SOO")
+    return frozenset(found)
+
+
+def is_nested(triples: Iterable[Triple]) -> bool:
+    """Tell whether one entity of a text lies inside another.
+
+    Examples
+    --------
+    >>> is_nested([Triple(Span(0, 9), "r", Span(12, 15)), Triple(Span(6, 9), "q", Span(12, 15))])
+    True
+    >>> is_nested([Triple(Span(0, 9), "r", Span(12, 15))])
+    False
+    """
+    entities = {span for t in triples for span in (t.subject, t.object)}
+    return any(a.inside(b) or b.inside(a) for a, b in combinations(entities, 2))
+
+
+def occurrences(text: str, part: str) -> list[Span]:
+    """List all places where `part` stands in `text`, overlapping ones included.
+
+    Examples
+    --------
+    >>> occurrences("anana", "ana")
+    [Span(start=0, end=3), Span(start=2, end=5)]
+    >>> occurrences("anana", "")
+    []
+    """
+    found: list[Span] = []
+    start = text.find(part) if part else -1
+    while start >= 0:
+        found.append(Span(start, start + len(part)))
+        start = text.find(part, start + 1)
+    return found
+
+
+def example_to_json(example: Example) -> dict[str, Any]:
+    """Return the record of an example in the JSON-lines format of the book.
+
+    Each entity is written with its text and both ends, so that reading needs no search.
+
+    Examples
+    --------
+    >>> example = Example("1", "Ada wrote Notes", (Triple(Span(0, 3), "wrote", Span(10, 15)),))
+    >>> example_to_json(example)["triples"][0]["subject"]
+    {'text': 'Ada', 'start': 0, 'end': 3}
+    >>> example_from_json(example_to_json(example)) == example
+    True
+    """
+
+    def entity(span: Span) -> dict[str, Any]:
+        return {"text": span.of(example.text), "start": span.start, "end": span.end}
+
+    return {
+        "id": example.id,
+        "text": example.text,
+        "triples": [
+            {"subject": entity(t.subject), "relation": t.relation, "object": entity(t.object)}
+            for t in example.triples
+        ],
+    }
+
+
+def example_from_json(record: object, *, default_id: str = "", labelled: bool = True) -> Example:
+    """Read the record of an example in the JSON-lines format of the book.
+
+    Parameters
+    ----------
+    record : dict
+        ``{"id": …, "text": …, "triples": [{"subject": …, "relation": …, "object": …}]}``. ``id``
+        may be missing. A subject or object is a string that occurs exactly once in the text, or
+        ``{"text": …, "start": …}``, or ``{"start": …, "end": …}``, or all three.
+    default_id : str
+        The id of a record that brings none.
+    labelled : bool
+        Whether ``triples`` must be there. With ``False`` a record without it has no triples.
+
+    Returns
+    -------
+    Example
+        A triple that is repeated in the record stands in the example once.
+
+    Raises
+    ------
+    ValueError
+        If a field is missing or of the wrong type, an entity is not in the text, occurs several
+        times without a start, or contradicts its offsets.
+
+    Examples
+    --------
+    >>> record = {"text": "Ada wrote Notes",
+    ...           "triples": [{"subject": "Ada", "relation": "wrote", "object": "Notes"}]}
+    >>> example_from_json(record, default_id="1").triples
+    (Triple(subject=Span(start=0, end=3), relation='wrote', object=Span(start=10, end=15)),)
+    """
+    if not isinstance(record, Mapping):
+        raise ValueError(f"expected a JSON object, got {_kind(record)}")
+    text = _field(record, "text", "the record")
+    given = record.get("id", default_id)
+    if isinstance(given, bool) or not isinstance(given, str | int):
+        raise ValueError(f"'id' must be a string or a whole number, got {_kind(given)}")
+    if "triples" not in record and labelled:
+        raise ValueError("the record has no 'triples' (a text without triples has an empty list)")
+    raw = record.get("triples", [])
+    if not isinstance(raw, list):
+        raise ValueError(f"'triples' must be a list, got {_kind(raw)}")
+    triples = []
+    for number, item in enumerate(raw, start=1):
+        if not isinstance(item, Mapping):
+            raise ValueError(f"triple {number} must be a JSON object, got {_kind(item)}")
+        relation = _field(item, "relation", f"triple {number}")
+        if not relation:
+            raise ValueError(f"triple {number}: 'relation' is empty")
+        subject, object_ = (
+            _entity(item.get(role), text, f"triple {number}: {role}")
+            for role in ("subject", "object")
+        )
+        triples.append(Triple(subject, relation, object_))
+    return Example(str(given), text, tuple(dict.fromkeys(triples)))
+
+
+def _kind(value: object) -> str:
+    """Name the JSON type of a value, for messages."""
+    names = {dict: "an object", list: "a list", str: "a string", type(None): "nothing (null)"}
+    return names.get(type(value), repr(value))
+
+
+def _field(record: Mapping[str, Any], name: str, where: str) -> str:
+    """Return a field that must be a string."""
+    if name not in record:
+        raise ValueError(f"{where} has no {name!r}")
+    value = record[name]
+    if not isinstance(value, str):
+        raise ValueError(f"{where}: {name!r} must be a string, got {_kind(value)}")
+    return value
+
+
+def _entity(value: object, text: str, where: str) -> Span:
+    """Find the span that one entity of a record means."""
+    if isinstance(value, str):
+        if not value:
+            raise ValueError(f"{where} is empty")
+        places = occurrences(text, value)
+        if not places:
+            raise ValueError(f"{where} {value!r} does not occur in the text")
+        if len(places) > 1:
+            raise ValueError(
+                f"{where} {value!r} occurs {len(places)} times in the text; say which with "
+                f'{{"text": …, "start": …}}'
+            )
+        return places[0]
+    if not isinstance(value, Mapping):
+        raise ValueError(f"{where} must be a string or an object, got {_kind(value)}")
+    start, end, words = value.get("start"), value.get("end"), value.get("text")
+    for name, bound in (("start", start), ("end", end)):
+        if bound is not None and (isinstance(bound, bool) or not isinstance(bound, int)):
+            raise ValueError(f"{where}: {name!r} must be a whole number, got {_kind(bound)}")
+    if words is not None and not isinstance(words, str):
+        raise ValueError(f"{where}: 'text' must be a string, got {_kind(words)}")
+    if start is None:
+        if end is None and words is not None:
+            return _entity(words, text, where)
+        raise ValueError(f"{where} has no 'start'")
+    if end is None:
+        if words is None:
+            raise ValueError(f"{where} needs 'text' or 'end' beside 'start'")
+        end = start + len(words)
+    if not 0 <= start < end <= len(text):
+        raise ValueError(
+            f"{where}: [{start}, {end}) is not a span of the text, which has {len(text)} characters"
+        )
+    if words is not None and text[start:end] != words:
+        raise ValueError(
+            f"{where}: characters [{start}, {end}) are {text[start:end]!r}, expected {words!r}"
+        )
+    return Span(start, end)
