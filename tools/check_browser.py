@@ -1,0 +1,145 @@
+"""Open every built page in Chromium, with other hosts out of reach, and report what a reader would.
+
+python tools/check_browser.py _build/html [--pictures FOLDER]
+
+For each page: a request that leaves the site, a console error, a formula that was not
+typeset, a page wider than a phone, and what axe finds in the content (light and dark).
+Where no Chromium is found the check says so and passes: CI installs one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import http.server
+import shutil
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+import axe_playwright_python
+from playwright.sync_api import Page, ViewportSize, sync_playwright
+
+BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
+FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-sync"]
+AXE = Path(axe_playwright_python.__file__).parent / "axe.min.js"
+PHONE = ViewportSize(width=390, height=844)
+DESKTOP = ViewportSize(width=1280, height=900)
+
+# The theme's own header and side bars are not ours to mend; the article is.
+AXE_RUN = "() => axe.run('article', {resultTypes: ['violations']})"
+UNTYPESET = """() => {
+  const formulas = [...document.querySelectorAll('article .math')];
+  const errors = document.querySelectorAll('mjx-merror, mjx-container [data-mjx-error]').length;
+  return [formulas.length, formulas.filter(f => !f.querySelector('mjx-container')).length, errors];
+}"""
+WIDER = """() => {
+  const over = document.scrollingElement.scrollWidth - window.innerWidth;
+  if (over <= 0) return [];
+  const inBox = e => { for (let p = e.parentElement; p; p = p.parentElement)
+    if (/auto|scroll|hidden/.test(getComputedStyle(p).overflowX)) return true; return false; };
+  return [...document.querySelectorAll('article *')]
+    .filter(e => e.getBoundingClientRect().right > window.innerWidth + 1 && !inBox(e))
+    .slice(0, 3).map(e => `${over} px: <${e.tagName.toLowerCase()} class="${e.className}">`);
+}"""
+
+
+def settle(page: Page) -> None:
+    """Wait until MathJax, where a page has it, has set every formula."""
+    page.wait_for_load_state("networkidle")
+    page.evaluate("() => window.MathJax?.startup?.promise")
+
+
+def look(page: Page, url: str, pictures: Path | None) -> tuple[list[str], int]:
+    """Return what is wrong with one page, and how many formulas it holds."""
+    found: list[str] = []
+    page.goto(url)
+    settle(page)
+    formulas, unset, errors = page.evaluate(UNTYPESET)
+    if unset or errors:
+        found.append(f"{unset} of {formulas} formulas not typeset, {errors} with an error")
+    page.add_script_tag(path=str(AXE))
+    for scheme in ("light", "dark"):
+        page.evaluate("mode => { document.documentElement.dataset.theme = mode; }", scheme)
+        page.wait_for_timeout(350)  # colours fade in; axe would measure them half-way
+        for violation in page.evaluate(AXE_RUN)["violations"]:
+            places = violation["nodes"]
+            first = places[0]["html"][:160]
+            found.append(f"axe ({scheme}): {violation['id']}, {len(places)} place(s): {first}")
+        if pictures:
+            page.screenshot(path=pictures / f"{Path(url).stem}-{scheme}.png", full_page=True)
+    page.evaluate("() => { document.documentElement.dataset.theme = 'light'; }")
+    page.set_viewport_size(PHONE)
+    page.wait_for_timeout(200)
+    found += [f"wider than a phone by {line}" for line in page.evaluate(WIDER)]
+    if pictures:
+        page.screenshot(path=pictures / f"{Path(url).stem}-phone.png", full_page=True)
+    page.set_viewport_size(DESKTOP)
+    return found, formulas
+
+
+def check(site: Path, browser_path: str, pictures: Path | None) -> list[str]:
+    """Return what is wrong with the pages under ``site``, one line each."""
+
+    class Quiet(http.server.SimpleHTTPRequestHandler):
+        def log_message(self, *args: Any) -> None:
+            """Say nothing: a request a line would drown the findings."""
+
+    handler = functools.partial(Quiet, directory=str(site))
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    home = f"http://127.0.0.1:{server.server_port}/"
+    names = sorted(
+        path.relative_to(site).as_posix()
+        for path in site.rglob("*.html")
+        if "_static" not in path.parts and path.name not in ("genindex.html", "search.html")
+    )
+    found: list[str] = []
+    total = 0
+    with sync_playwright() as play:
+        browser = play.chromium.launch(executable_path=browser_path, args=FLAGS)
+        context = browser.new_context(viewport=DESKTOP)
+        here: list[str] = []
+
+        def gate(route: Any) -> None:
+            if route.request.url.startswith((home, "data:", "blob:")):
+                route.continue_()
+            else:
+                here.append(f"asks for {route.request.url}")
+                route.abort()
+
+        context.route("**/*", gate)
+        page = context.new_page()
+        page.on("console", lambda m: here.extend([f"console: {m.text}"] * (m.type == "error")))
+        page.on("pageerror", lambda error: here.append(f"script error: {error}"))
+        for name in names:
+            here.clear()
+            lines, formulas = look(page, home + name, pictures)
+            total += formulas
+            found += [f"{name}: {line}" for line in [*here, *lines]]
+        browser.close()
+    server.shutdown()
+    print(f"{len(names)} pages opened, {total} formulas, {len(found)} findings")
+    return found
+
+
+def main() -> int:
+    """Run the command line."""
+    parser = argparse.ArgumentParser(description="Open the built pages in Chromium and check them.")
+    parser.add_argument("site", type=Path)
+    parser.add_argument("--pictures", type=Path, help="folder for pictures of every page")
+    args = parser.parse_args()
+    browser = next((path for name in BROWSERS if (path := shutil.which(name))), None)
+    if browser is None:
+        print("no Chromium on this machine: the pages were NOT opened in a browser")
+        return 0
+    if args.pictures:
+        args.pictures.mkdir(parents=True, exist_ok=True)
+    found = check(args.site, browser, args.pictures)
+    print("\n".join(found) or "no request leaves, no console error, nothing wider than a phone")
+    return int(bool(found))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
