@@ -1,0 +1,196 @@
+"""One look for every figure of the book: SVG, readable on a phone, equal bytes on every run.
+
+Decisions, and why:
+
+- **SVG with text as paths.** The picture is sharp at every size and needs no font on the reader's
+  machine. What a screen reader needs stands in the alternative text of the cell.
+- **Fixed hash salt, no date, no version.** Matplotlib names clip paths by a hash; with a fixed
+  salt and without the time stamp two runs write the same bytes, so outputs can be compared.
+- **Opaque white ground.** No ink has enough contrast on white and on a dark page at once, and the
+  theme puts white behind pictures in dark mode anyway. An opaque ground makes that explicit.
+- **One column.** A figure is 4.8 inches wide, panels are stacked, text is 10 points: on a screen of
+  390 pixels it is still larger than 9 pixels.
+- **Colour is never the only sign.** Lines are labelled where they end; styles differ too.
+
+>>> from lib import figures
+>>> figures.use_house_style()
+>>> figure, axes = figures.panels(2)
+>>> [round(float(side), 1) for side in figure.get_size_inches()]
+[4.8, 5.6]
+>>> figures.COLOURS["blue"]
+'#0072b2'
+"""
+
+from typing import Final
+
+import matplotlib as mpl
+import matplotlib.pyplot as plt
+import numpy as np
+from cycler import cycler
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+__all__ = ["COLOURS", "SVG_OPTIONS", "label_line", "panels", "use_house_style"]
+
+WIDTH_INCHES: Final = 4.8
+PANEL_HEIGHT_INCHES: Final = 2.8
+
+#: Ink by name. Every one has a contrast of at least 3 : 1 on white, and any two stay apart for
+#: readers who do not see red or green (tests/test_figures.py measures both).
+COLOURS: Final[dict[str, str]] = {
+    "blue": "#0072b2",
+    "vermilion": "#d55e00",
+    "green": "#00664a",
+    "purple": "#9c3d7f",
+    "black": "#222222",
+    "grey": "#8a8a8a",
+}
+
+#: Options for ``Figure.savefig`` that make the bytes of an SVG depend on the picture alone.
+SVG_OPTIONS: Final[dict[str, object]] = {
+    "metadata": {"Date": None, "Creator": None},
+    "bbox_inches": "tight",
+}
+
+
+def use_house_style() -> None:
+    """Set Matplotlib to the look of the book; inside a notebook, also show figures as SVG.
+
+    Call it once, in the first cell. It changes Matplotlib's global settings and nothing else, and
+    calling it twice is the same as calling it once.
+
+    Examples
+    --------
+    >>> use_house_style()
+    >>> import matplotlib
+    >>> matplotlib.rcParams["svg.fonttype"], matplotlib.rcParams["axes.spines.top"]
+    ('path', False)
+    """
+    lines = [COLOURS[name] for name in ("blue", "vermilion", "green", "purple", "black", "grey")]
+    styles = ["-", "--", "-.", ":", "-", "--"]
+    mpl.rcParams.update(
+        {
+            "svg.hashsalt": "from-softmax-to-gplinker",
+            "svg.fonttype": "path",
+            "font.family": "DejaVu Sans",  # ships with Matplotlib: the same outlines everywhere
+            "font.size": 10,
+            "axes.titlesize": 10,
+            "axes.titlelocation": "left",
+            "axes.labelsize": 10,
+            "xtick.labelsize": 9,
+            "ytick.labelsize": 9,
+            "text.color": COLOURS["black"],
+            "axes.labelcolor": COLOURS["black"],
+            "axes.edgecolor": COLOURS["grey"],
+            "xtick.color": COLOURS["black"],
+            "ytick.color": COLOURS["black"],
+            "axes.prop_cycle": cycler(color=lines) + cycler(linestyle=styles),
+            "axes.spines.top": False,
+            "axes.spines.right": False,
+            "axes.axisbelow": True,
+            "lines.linewidth": 1.8,
+            "lines.markersize": 5,
+            "figure.figsize": (WIDTH_INCHES, PANEL_HEIGHT_INCHES),
+            "figure.facecolor": "white",
+            "axes.facecolor": "white",
+            "savefig.facecolor": "white",
+            "savefig.transparent": False,
+            "legend.frameon": False,
+        }
+    )
+    _show_svg_in_notebooks()
+
+
+def _show_svg_in_notebooks() -> None:
+    from IPython.core.getipython import get_ipython
+
+    # Outside a notebook there is nothing to tell: scripts call savefig with SVG_OPTIONS.
+    if get_ipython() is not None:
+        from matplotlib_inline.backend_inline import set_matplotlib_formats
+
+        # The package is marked as typed but leaves this function without annotations.
+        set_matplotlib_formats("svg", **SVG_OPTIONS)  # type: ignore[no-untyped-call]
+
+
+def panels(count: int = 1, *, height: float = PANEL_HEIGHT_INCHES) -> tuple[Figure, list[Axes]]:
+    """Make a figure of `count` panels, one below the other, in the width of the text.
+
+    Parameters
+    ----------
+    count
+        Number of panels, at least 1.
+    height
+        Height of one panel in inches, greater than 0.
+
+    Returns
+    -------
+    tuple
+        The figure and the list of its `count` axes, from top to bottom.
+
+    Raises
+    ------
+    ValueError
+        If `count` is below 1 or `height` is not positive.
+
+    Examples
+    --------
+    >>> figure, (top, bottom) = panels(2, height=2.0)
+    >>> len(figure.axes)
+    2
+    """
+    if count < 1:
+        raise ValueError(f"count: expected at least 1 panel, got {count}")
+    if not height > 0:
+        raise ValueError(f"height: expected a positive number of inches, got {height}")
+    figure, axes = plt.subplots(
+        count, 1, figsize=(WIDTH_INCHES, count * height), squeeze=False, layout="constrained"
+    )
+    return figure, list(axes[:, 0])
+
+
+def label_line(axes: Axes, text: str, *, line: int = -1, at: float = 1.0, shift: float = 0) -> None:
+    """Write `text` beside a line, in the line's colour, in place of a legend.
+
+    Parameters
+    ----------
+    axes
+        Axes that hold the line.
+    text
+        The label.
+    line
+        Which line of `axes`, as an index; the last one drawn if not given.
+    at
+        Where along the line's points, from 0 (first) to 1 (last).
+    shift
+        Vertical shift in points, to keep neighbours apart.
+
+    Raises
+    ------
+    ValueError
+        If `axes` has no such line, or `at` is outside [0, 1].
+
+    Examples
+    --------
+    >>> figure, (axes,) = panels()
+    >>> _ = axes.plot([0, 1, 2], [0, 1, 4])
+    >>> label_line(axes, "squares")
+    >>> axes.texts[0].get_text(), tuple(float(v) for v in axes.texts[0].xy)
+    ('squares', (2.0, 4.0))
+    """
+    lines = axes.get_lines()
+    if not -len(lines) <= line < len(lines):
+        raise ValueError(f"line: expected an index into {len(lines)} lines, got {line}")
+    if not 0 <= at <= 1:
+        raise ValueError(f"at: expected a share in [0, 1], got {at}")
+    drawn = lines[line]
+    xs, ys = np.asarray(drawn.get_xdata()), np.asarray(drawn.get_ydata())
+    point = round(at * (len(xs) - 1))
+    axes.annotate(
+        text,
+        (xs[point], ys[point]),
+        xytext=(5, shift),
+        textcoords="offset points",
+        color=drawn.get_color(),
+        verticalalignment="center",
+        annotation_clip=False,
+    )
