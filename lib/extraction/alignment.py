@@ -1,0 +1,230 @@
+"""From characters to tokens and back, with a count of everything that does not survive.
+
+A corpus marks entities by characters, a model sees tokens. The way there loses a triple where a
+tokenizer sets no border at the border of an entity, or cuts the text before it. The functions here
+lose nothing silently: each triple is either aligned so that `span_of` gives back exactly its
+characters, or counted with the reason.
+"""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from lib.extraction.triples import Example, Span
+
+__all__ = [
+    "BEYOND_LAST_TOKEN",
+    "NOT_ON_BORDERS",
+    "NO_TOKEN",
+    "Alignment",
+    "TokenTriple",
+    "align",
+    "span_of",
+    "trim_offsets",
+]
+
+Offsets = Sequence[tuple[int, int]]
+
+NOT_ON_BORDERS = "entity not on token borders"
+"""An end of the entity lies inside a token, which covers characters outside it as well."""
+
+BEYOND_LAST_TOKEN = "entity beyond the last token"
+"""The entity ends after the last token: the text was cut, or its end has no tokens."""
+
+NO_TOKEN = "entity without tokens"
+"""No token covers any character of the entity: the tokenizer left it out."""
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class TokenTriple:
+    """A triple by the indices of its tokens; ``relation`` is an index too.
+
+    Heads and tails are the first and the last token of an entity, both inclusive:
+    ``subject_head <= subject_tail`` and ``object_head <= object_tail``.
+    """
+
+    subject_head: int
+    subject_tail: int
+    relation: int
+    object_head: int
+    object_tail: int
+
+
+@dataclass(frozen=True, slots=True)
+class Alignment:
+    """The triples that have tokens, and how many have not, by reason.
+
+    ``len(triples) + dropped.total()`` is the number of triples of the example.
+    """
+
+    triples: tuple[TokenTriple, ...]
+    dropped: Counter[str]
+
+
+def trim_offsets(text: str, offsets: Offsets) -> tuple[tuple[int, int], ...]:
+    """Return the offsets of a tokenizer in the form that `align` and `span_of` need.
+
+    Some tokenizers count the space before a word to its token; here the white space at both ends
+    of a token is cut off. A token left empty, or one that steps back behind the token before it,
+    stands for no characters: it becomes ``(0, 0)``, as special tokens are.
+
+    Parameters
+    ----------
+    text : str
+        The text that was tokenised.
+    offsets : sequence of (int, int)
+        Characters ``[start, end)`` of each token; ``start == end`` for special tokens.
+
+    Returns
+    -------
+    tuple of (int, int)
+        As many as given. Starts and ends of the tokens that are not ``(0, 0)`` never decrease, so
+        any two of them in order enclose a span.
+
+    Raises
+    ------
+    ValueError
+        If an offset is reversed or lies outside the text.
+
+    Examples
+    --------
+    >>> trim_offsets("Ada wrote", [(0, 0), (0, 3), (3, 9), (0, 0)])
+    ((0, 0), (0, 3), (4, 9), (0, 0))
+    """
+    trimmed = []
+    last_start = last_end = 0
+    for index, (start, end) in enumerate(offsets):
+        if not 0 <= start <= end <= len(text):
+            raise ValueError(
+                f"offsets[{index}] must satisfy 0 <= start <= end <= {len(text)} (the length of "
+                f"the text), got ({start}, {end})"
+            )
+        while start < end and text[start].isspace():
+            start += 1
+        while start < end and text[end - 1].isspace():
+            end -= 1
+        if start == end or start < last_start or end < last_end:
+            trimmed.append((0, 0))
+        else:
+            trimmed.append((start, end))
+            last_start, last_end = start, end
+    return tuple(trimmed)
+
+
+def span_of(offsets: Offsets, head: int, tail: int) -> Span:
+    """Return the characters from the first character of one token to the last of another.
+
+    Parameters
+    ----------
+    offsets : sequence of (int, int)
+        As `trim_offsets` returns them.
+    head, tail : int
+        ``0 <= head <= tail < len(offsets)``, both tokens with characters.
+
+    Raises
+    ------
+    ValueError
+        If the order is wrong, an index is out of range or a token has no characters.
+
+    Examples
+    --------
+    >>> span_of([(0, 0), (0, 3), (4, 9)], 1, 2)
+    Span(start=0, end=9)
+    """
+    if not 0 <= head <= tail < len(offsets):
+        raise ValueError(
+            f"tokens must satisfy 0 <= head <= tail < {len(offsets)} (the number of tokens), "
+            f"got head={head} and tail={tail}"
+        )
+    for name, token in (("head", head), ("tail", tail)):
+        start, end = offsets[token]
+        if start >= end:
+            raise ValueError(
+                f"{name}={token} is a token without characters: its offsets are ({start}, {end})"
+            )
+    return Span(offsets[head][0], offsets[tail][1])
+
+
+def align(example: Example, offsets: Offsets, relation_ids: Mapping[str, int]) -> Alignment:
+    """Turn the triples of an example into indices of tokens.
+
+    An entity gets the tokens that share a character with it, if these tokens together cover
+    exactly its characters. Widening an entity to whole tokens instead would teach a model spans
+    that no annotation holds, and would hide the loss.
+
+    Parameters
+    ----------
+    example : Example
+        Text and triples.
+    offsets : sequence of (int, int)
+        As `trim_offsets` returns them, for the tokens of ``example.text``.
+    relation_ids : mapping of str to int
+        The index of each relation.
+
+    Returns
+    -------
+    Alignment
+        Each triple of the example is either in ``triples``, in the order of the example, with
+        ``span_of(offsets, head, tail)`` equal to its spans, or counted in ``dropped`` under
+        `NOT_ON_BORDERS`, `BEYOND_LAST_TOKEN` or `NO_TOKEN`, by its subject if both fail.
+
+    Raises
+    ------
+    ValueError
+        If a relation has no index.
+
+    Examples
+    --------
+    >>> from lib.extraction.triples import Triple
+    >>> example = Example("1", "Ada wrote", (Triple(Span(0, 3), "did", Span(4, 9)),
+    ...                                      Triple(Span(0, 3), "did", Span(4, 7))))
+    >>> alignment = align(example, [(0, 0), (0, 3), (4, 6), (6, 9), (0, 0)], {"did": 0})
+    >>> alignment.triples
+    (TokenTriple(subject_head=1, subject_tail=1, relation=0, object_head=2, object_tail=3),)
+    >>> alignment.dropped
+    Counter({'entity not on token borders': 1})
+    """
+    found: dict[Span, tuple[int, int] | str] = {}
+    triples = []
+    dropped: Counter[str] = Counter()
+    for triple in example.triples:
+        if triple.relation not in relation_ids:
+            raise ValueError(
+                f"example {example.id!r}: relation {triple.relation!r} is not among the "
+                f"{len(relation_ids)} known relations: {_some(relation_ids)}"
+            )
+        for span in (triple.subject, triple.object):
+            if span not in found:
+                found[span] = _tokens_of(span, offsets)
+        subject, object_ = found[triple.subject], found[triple.object]
+        if isinstance(subject, str):
+            dropped[subject] += 1
+        elif isinstance(object_, str):
+            dropped[object_] += 1
+        else:
+            relation = relation_ids[triple.relation]
+            triples.append(TokenTriple(*subject, relation, *object_))
+    return Alignment(tuple(triples), dropped)
+
+
+def _tokens_of(span: Span, offsets: Offsets) -> tuple[int, int] | str:
+    """Return the first and the last token of a span, or why it has none."""
+    covering = [
+        index
+        for index, (start, end) in enumerate(offsets)
+        if start < end and start < span.end and span.start < end
+    ]
+    if max((end for _, end in offsets), default=0) < span.end:
+        return BEYOND_LAST_TOKEN
+    if not covering:
+        return NO_TOKEN
+    head, tail = covering[0], covering[-1]
+    if (offsets[head][0], offsets[tail][1]) != (span.start, span.end):
+        return NOT_ON_BORDERS
+    return head, tail
+
+
+def _some(names: Mapping[str, int], most: int = 8) -> str:
+    """List names for a message, not all of a long list."""
+    listed = ", ".join(repr(name) for name in list(names)[:most])
+    return listed + (", …" if len(names) > most else "")
