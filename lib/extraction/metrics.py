@@ -164,7 +164,7 @@ class Scores:
         rows += [_row(name, self.patterns[name]) for name in PATTERNS]
         rows += [_row(f"{name} per text", self.sizes[name]) for name in SIZES]
         rows += [_row(name, counts) for name, counts in self.relations.items()]
-        head = (f"match: {self.match}", "precision", "recall", "F1", "right", "predicted", "gold")
+        head = (f"match: {self.match}", "precision", "recall", "F1", "tp", "predicted", "gold")
         width = max(len(row[0]) for row in [head, *rows])
         return "\n".join(
             row[0].ljust(width) + "".join(cell.rjust(10) for cell in row[1:])

@@ -5,17 +5,21 @@ classes. Positions count characters (Unicode code points, as Python's ``str`` do
 and never bytes, so no tokenizer is needed to read, write or compare triples.
 """
 
+import hashlib
+import json
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import combinations
-from typing import Any
+from typing import Any, Literal
 
 __all__ = [
     "PATTERNS",
+    "Corpus",
     "Example",
     "Span",
     "Triple",
+    "digest",
     "example_from_json",
     "example_to_json",
     "is_nested",
@@ -138,6 +142,86 @@ class Example:
         return tuple(
             (t.subject.of(self.text), t.relation, t.object.of(self.text)) for t in self.triples
         )
+
+
+@dataclass(frozen=True, slots=True)
+class Corpus:
+    """Sentences in splits, with what a run record must say about them.
+
+    Attributes
+    ----------
+    name : str
+        ``"conll04"``, ``"synthetic:0"``, the name of a reader's folder, …
+    licence : str
+        One sentence on what the licence of the data allows.
+    relations : tuple of str
+        The names of all relations, sorted.
+    train, dev, test : tuple of Example
+        The splits; empty where the corpus has none.
+    dropped : Counter of str
+        How many triples of the source are not in the splits, by split and reason.
+    notes : Counter of str
+        What was decided in reading and lost nothing, by split and kind: an entity that occurs
+        several times, say.
+    match : {"exact", "text", "partial"}
+        The rule of `lib.extraction.metrics.evaluate_triples` that fits the annotation.
+    sha256 : str
+        Digest of all splits as read, so that equal digests mean equal examples in equal order.
+    files : dict of str to str
+        The sha256 of each file read; empty for generated corpora.
+    extra : dict of str to tuple of Example
+        Further splits by name.
+    """
+
+    name: str
+    licence: str
+    relations: tuple[str, ...]
+    train: tuple[Example, ...]
+    dev: tuple[Example, ...]
+    test: tuple[Example, ...]
+    dropped: Counter[str]
+    match: Literal["exact", "text", "partial"]
+    sha256: str
+    notes: Counter[str] = field(default_factory=Counter)
+    files: dict[str, str] = field(default_factory=dict)
+    extra: dict[str, tuple[Example, ...]] = field(default_factory=dict)
+
+    def splits(self) -> dict[str, tuple[Example, ...]]:
+        """Return all splits that hold examples, by name."""
+        named = {"train": self.train, "dev": self.dev, "test": self.test, **self.extra}
+        return {name: examples for name, examples in named.items() if examples}
+
+    def split(self, name: str) -> tuple[Example, ...]:
+        """Return one split.
+
+        Raises
+        ------
+        ValueError
+            If the corpus has no examples under this name.
+        """
+        splits = self.splits()
+        if name not in splits:
+            raise ValueError(
+                f"corpus {self.name!r} has no split {name!r}; it has {', '.join(splits)}"
+            )
+        return splits[name]
+
+
+def digest(splits: Mapping[str, Iterable[Example]]) -> str:
+    """Return the sha256 of splits: of their names and their records, in order.
+
+    Examples
+    --------
+    >>> digest({"train": [Example("1", "Ada")]})[:12]
+    '0a291d05af7b'
+    """
+    hasher = hashlib.sha256()
+    for name, examples in splits.items():
+        hasher.update(f"{name}\n".encode())
+        for example in examples:
+            line = json.dumps(example_to_json(example), ensure_ascii=True, sort_keys=True)
+            hasher.update(f"{line}\n".encode())
+    return hasher.hexdigest()
 
 
 def overlap_patterns(triples: Iterable[Triple]) -> frozenset[str]:
