@@ -14,6 +14,7 @@ The outcomes go to ``_build/ledger/results.json`` (option ``--ledger-results``).
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Generator
 from dataclasses import asdict
 from pathlib import Path
@@ -195,7 +196,10 @@ def _reason(report: pytest.TestReport) -> str:
     if report.passed:
         return ""
     crash = getattr(report.longrepr, "reprcrash", None)
-    return str(crash.message if crash else report.longrepr).splitlines()[0].removeprefix("Failed: ")
+    line = str(crash.message if crash else report.longrepr).splitlines()[0]
+    return re.sub(
+        r"^(Failed: )?(\S+:\d+: eq:\S+: )?", "", line
+    )  # the record names the place itself
 
 
 def _where(item: pytest.Item) -> str:

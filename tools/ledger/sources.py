@@ -38,6 +38,12 @@ class Marker:
     line: int
     label: str | None
     differs: str | None
+    problems: tuple[str, ...] = ()
+
+    @property
+    def name(self) -> str:
+        """What to call it in a message."""
+        return self.label or self.differs or "equation"
 
 
 def read_functions(root: Path) -> list[Function]:
@@ -102,7 +108,9 @@ def read_markers(root: Path) -> list[Marker]:
             if marks:
                 line = marks.get("equation", next(iter(marks.values()))).lineno
                 label, differs = (_first(marks.get(name)) for name in ("equation", "differs"))
-                found.append(Marker("::".join((file, *names)), file, line, label, differs))
+                test = "::".join((file, *names))
+                problems = tuple(_faults(marks))
+                found.append(Marker(test, file, line, label, differs, problems))
     return found
 
 
@@ -111,3 +119,14 @@ def _first(call: ast.Call | None) -> str | None:
     if call and call.args and isinstance(call.args[0], ast.Constant):
         return str(call.args[0].value)
     return None
+
+
+def _faults(marks: dict[str, ast.Call]) -> Iterator[str]:
+    """Yield what is wrong with a test's markers as they are written."""
+    for name, mark in marks.items():
+        if _first(mark) is None:
+            yield f"the first argument of the marker {name} must be a literal string"
+    if "equation" in marks:
+        wrong = {keyword.arg: keyword.value for keyword in marks["equation"].keywords}.get("wrong")
+        if wrong is None or (isinstance(wrong, ast.Dict) and not wrong.values):
+            yield "wrong={slip: form} is missing: no form that must fail"
