@@ -1,0 +1,13 @@
+"""GPLinker: joint extraction of entities and relations with four tables of token pairs.
+
+A triple (subject, relation, object) becomes four cells: the subject's span, the object's span,
+the link between their first tokens and the link between their last tokens. Training fills the
+tables, :func:`decode_tables` reads them back by intersection, :class:`GPLinker` does both for
+texts. ``python -m lib.gplinker`` trains, evaluates and predicts from the command line.
+"""
+
+from lib.gplinker.decoding import decode_tables, triple_scores
+from lib.gplinker.model import GPLinker, Item
+from lib.gplinker.tables import Tables, table_positives
+
+__all__ = ["GPLinker", "Item", "Tables", "decode_tables", "table_positives", "triple_scores"]

@@ -1,0 +1,353 @@
+"""What turns texts into states: any Hugging Face encoder, or a small one trained from scratch.
+
+Both kinds do the same five things: cut texts into tokens, turn a batch of tokens into states, name
+their word embeddings, describe themselves, and write and read their files.
+"""
+
+import zlib
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from lib.extraction.alignment import trim_offsets
+from lib.global_pointer import apply_rope
+
+__all__ = ["Encoder", "HuggingFaceEncoder", "SmallEncoder", "Tokens", "word_shape"]
+
+DEFAULT_MAX_LENGTH = 256
+"""Tokens per text unless asked otherwise: longer than the sentences of every corpus in the book."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tokens:
+    """One text, cut into tokens.
+
+    ``inputs`` holds what the encoder reads, one whole number per token and name. ``offsets`` are
+    the characters of each token, (0, 0) for a special token. ``truncated`` says that the text
+    goes on.
+    """
+
+    inputs: dict[str, tuple[int, ...]]
+    offsets: tuple[tuple[int, int], ...]
+    truncated: bool
+
+
+class Encoder(nn.Module):
+    """What the two kinds of encoder have in common."""
+
+    kind: str
+    hidden_size: int
+    max_length: int
+    padding: dict[str, int]
+    """Each input's name and the number that fills a batch up."""
+
+    def tokenise(self, texts: Sequence[str]) -> list[Tokens]:
+        """Cut each text into at most ``max_length`` tokens."""
+        raise NotImplementedError
+
+    def word_embeddings(self) -> Tensor:
+        """Return the table of word vectors."""
+        raise NotImplementedError
+
+    def describe(self) -> dict[str, Any]:
+        """Return what `load` needs beside the files, as JSON."""
+        raise NotImplementedError
+
+    def save_files(self, folder: Path) -> None:
+        """Write tokenizer and configuration, not the weights."""
+        raise NotImplementedError
+
+
+class HuggingFaceEncoder(Encoder):
+    """A pretrained encoder of the `transformers` library with its fast tokenizer."""
+
+    kind = "transformers"
+
+    def __init__(self, model: Any, tokenizer: Any, max_length: int | None, name: str) -> None:
+        super().__init__()
+        if model.config.is_encoder_decoder:
+            raise ValueError(
+                f"encoder: expected an encoder alone, got {name!r}, which has a decoder"
+            )
+        if not tokenizer.is_fast:
+            raise ValueError(
+                f"encoder: expected a fast tokenizer, which knows the characters of its tokens, "
+                f"got {type(tokenizer).__name__} for {name!r}"
+            )
+        rows = model.get_input_embeddings().num_embeddings
+        if len(tokenizer) > rows:
+            raise ValueError(
+                f"encoder: the tokenizer of {name!r} has {len(tokenizer)} entries, but the model "
+                f"has embeddings for {rows} only; they do not belong together"
+            )
+        # Some tokenizers state no limit, as a number near 1e30; some models have no table of
+        # positions. RoBERTa's table has two rows more than the tokenizer's limit.
+        limit = min(
+            tokenizer.model_max_length, getattr(model.config, "max_position_embeddings", 10**9)
+        )
+        if max_length is not None and not 3 <= max_length <= limit:
+            raise ValueError(
+                f"max_length: expected 3 to {limit}, the limit of {name!r}, got {max_length}"
+            )
+        if getattr(model, "pooler", None) is not None:
+            model.pooler = None  # unused here, and unused parameters stop distributed training
+        self.model, self.tokenizer = model, tokenizer
+        self.hidden_size = model.config.hidden_size
+        self.max_length = max_length or min(limit, DEFAULT_MAX_LENGTH)
+        names = [n for n in tokenizer.model_input_names if n != "attention_mask"]
+        fill = {"input_ids": tokenizer.pad_token_id or 0}
+        self.padding = {name: fill.get(name, 0) for name in names}
+
+    @classmethod
+    def create(cls, name: str, *, max_length: int | None = None) -> Self:
+        """Fetch an encoder by its name on the hub or from a folder."""
+        from transformers import AutoModel, AutoTokenizer
+
+        model = AutoModel.from_pretrained(name, use_safetensors=True)
+        return cls(model, AutoTokenizer.from_pretrained(name), max_length, name)
+
+    @classmethod
+    def load(cls, folder: Path, description: Mapping[str, Any]) -> Self:
+        """Build the encoder from saved files, its weights still random."""
+        from transformers import AutoConfig, AutoModel, AutoTokenizer
+
+        build: Callable[[Any], nn.Module] = AutoModel.from_config
+        model = build(AutoConfig.from_pretrained(folder))
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+        return cls(model, tokenizer, description["max_length"], str(folder))
+
+    def tokenise(self, texts: Sequence[str]) -> list[Tokens]:
+        """Cut each text into at most ``max_length`` tokens, special ones included."""
+        if not texts:
+            return []
+        encoded = self.tokenizer(list(texts), truncation=True, max_length=self.max_length)
+        return [
+            Tokens(
+                {name: tuple(encoded[name][i]) for name in self.padding},
+                trim_offsets(text, _visible(encoded.encodings[i])),
+                bool(encoded.encodings[i].overflowing),
+            )
+            for i, text in enumerate(texts)
+        ]
+
+    def forward(self, *, attention_mask: Tensor, **inputs: Tensor) -> Tensor:
+        """Return the states ``(B, L, D)`` of the last layer."""
+        states = self.model(attention_mask=attention_mask, **inputs).last_hidden_state
+        assert isinstance(states, Tensor)
+        return states
+
+    def word_embeddings(self) -> Tensor:
+        """Return the table of word vectors."""
+        weight = self.model.get_input_embeddings().weight
+        assert isinstance(weight, Tensor)
+        return weight
+
+    def describe(self) -> dict[str, Any]:
+        """Return what `load` needs beside the files, as JSON."""
+        return {"max_length": self.max_length}
+
+    def save_files(self, folder: Path) -> None:
+        """Write tokenizer and configuration, not the weights."""
+        self.model.config.save_pretrained(folder)
+        self.tokenizer.save_pretrained(folder)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SmallOptions:
+    """Sizes of the small encoder; see :class:`SmallEncoder`."""
+
+    hidden_size: int = 192
+    layers: int = 2
+    attention_heads: int = 6
+    dropout: float = 0.1
+    word_dropout: float = 0.1
+    max_length: int = DEFAULT_MAX_LENGTH
+
+
+SHAPES = ("", "x", "Xx", "X", "XX", "xX", "0", "x0", ".", "?")
+"""Word shapes; the first one is that of special tokens."""
+
+AFFIX_BUCKETS = 1024
+
+
+def word_shape(word: str) -> str:
+    """Name the shape of a word, which a name keeps when the word itself was never seen.
+
+    Examples
+    --------
+    >>> [word_shape(word) for word in ("wrote", "Ada", "A", "NATO", "iPad", "1843", "B2", ",")]
+    ['x', 'Xx', 'X', 'XX', 'xX', '0', 'x0', '.']
+    """
+    if word.isdigit():
+        return "0"
+    if any(c.isdigit() for c in word):
+        return "x0"
+    if not any(c.isalpha() for c in word):
+        return "."
+    if word.islower():
+        return "x"
+    if word.isupper():
+        return "X" if len(word) == 1 else "XX"
+    if word[0].isupper() and word[1:].islower():
+        return "Xx"
+    return "xX" if any(c.isupper() for c in word) else "?"  # scripts without case
+
+
+class SmallEncoder(Encoder):
+    """A transformer trained from scratch, small enough for a lesson or a laptop.
+
+    Words are looked up in lower case. A word unknown to the vocabulary, or dropped in training
+    with probability `word_dropout`, is seen by its shape and its last three letters only: that
+    is what lets the model meet names it has never read. Layers are pre-norm, attention uses RoPE.
+    """
+
+    kind = "small"
+
+    def __init__(self, tokenizer: Tokenizer, options: SmallOptions) -> None:
+        super().__init__()
+        _check_small(options)
+        self.tokenizer, self.options = tokenizer, options
+        self.hidden_size, self.max_length = options.hidden_size, options.max_length
+        self.padding = {"words": 0, "shapes": 0, "endings": 0}
+        size = options.hidden_size
+        self.words = nn.Embedding(tokenizer.get_vocab_size(), size)
+        self.shapes = nn.Embedding(len(SHAPES), size)
+        self.endings = nn.Embedding(AFFIX_BUCKETS, size)
+        self.dropout = nn.Dropout(options.dropout)
+        self.blocks = nn.ModuleList(_Block(options) for _ in range(options.layers))
+        self.norm = nn.LayerNorm(size)
+        tokenizer.enable_truncation(options.max_length)
+
+    @classmethod
+    def create(cls, texts: Iterable[str], options: SmallOptions, *, min_count: int = 2) -> Self:
+        """Collect a vocabulary of the words that occur at least `min_count` times in `texts`."""
+        tokenizer = Tokenizer(models.WordLevel({"[PAD]": 0, "[UNK]": 1, "[CLS]": 2}, "[UNK]"))
+        tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True, strip_accents=False)
+        tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+            [pre_tokenizers.BertPreTokenizer(), pre_tokenizers.Digits()]
+        )
+        counts: Counter[str] = Counter()
+        for text in texts:
+            words = tokenizer.pre_tokenizer.pre_tokenize_str(
+                tokenizer.normalizer.normalize_str(text)
+            )
+            counts.update(word for word, _ in words)
+        if not counts:
+            raise ValueError("texts: expected some words to build a vocabulary of, got none")
+        known = sorted(word for word, count in counts.items() if count >= min_count)
+        vocabulary = {word: i for i, word in enumerate(["[PAD]", "[UNK]", "[CLS]", *known])}
+        tokenizer.model = models.WordLevel(vocabulary, "[UNK]")
+        tokenizer.post_processor = processors.TemplateProcessing(
+            single="[CLS] $A", special_tokens=[("[CLS]", 2)]
+        )
+        return cls(tokenizer, options)
+
+    @classmethod
+    def load(cls, folder: Path, description: Mapping[str, Any]) -> Self:
+        """Build the encoder from saved files, its weights still random."""
+        tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+        return cls(tokenizer, SmallOptions(**description))
+
+    def tokenise(self, texts: Sequence[str]) -> list[Tokens]:
+        """Cut each text into at most ``max_length`` tokens, the first of them special."""
+        cut = []
+        for text, encoding in zip(texts, self.tokenizer.encode_batch(list(texts)), strict=True):
+            offsets = trim_offsets(text, _visible(encoding))
+            words = [text[start:end] for start, end in offsets]
+            inputs = {
+                "words": tuple(encoding.ids),
+                "shapes": tuple(SHAPES.index(word_shape(w)) if w else 0 for w in words),
+                "endings": tuple(_ending(w) if w else 0 for w in words),
+            }
+            cut.append(Tokens(inputs, offsets, bool(encoding.overflowing)))
+        return cut
+
+    def forward(
+        self, *, words: Tensor, shapes: Tensor, endings: Tensor, attention_mask: Tensor
+    ) -> Tensor:
+        """Return the states ``(B, L, D)``."""
+        if self.training and self.options.word_dropout:
+            forgotten = torch.rand(words.shape, device=words.device) < self.options.word_dropout
+            words = words.masked_fill(forgotten & (words > 2), 1)
+        x = self.words(words) + self.shapes(shapes) + self.endings(endings)
+        x = self.dropout(x)
+        visible = attention_mask.bool()[:, None, None, :]
+        for block in self.blocks:
+            x = block(x, visible)
+        states = self.norm(x)
+        assert isinstance(states, Tensor)
+        return states
+
+    def word_embeddings(self) -> Tensor:
+        """Return the table of word vectors."""
+        return self.words.weight
+
+    def describe(self) -> dict[str, Any]:
+        """Return what `load` needs beside the files, as JSON."""
+        return asdict(self.options)
+
+    def save_files(self, folder: Path) -> None:
+        """Write the tokenizer."""
+        self.tokenizer.save(str(folder / "tokenizer.json"))
+
+
+class _Block(nn.Module):
+    """One pre-norm transformer layer with rotated queries and keys."""
+
+    def __init__(self, options: SmallOptions) -> None:
+        super().__init__()
+        size = options.hidden_size
+        self.heads, self.rate = options.attention_heads, options.dropout
+        self.before_attention, self.before_mixing = nn.LayerNorm(size), nn.LayerNorm(size)
+        self.projection, self.output = nn.Linear(size, 3 * size), nn.Linear(size, size)
+        self.mixing = nn.Sequential(nn.Linear(size, 4 * size), nn.GELU(), nn.Linear(4 * size, size))
+        self.dropout = nn.Dropout(options.dropout)
+
+    def forward(self, x: Tensor, visible: Tensor) -> Tensor:
+        batch, length, size = x.shape
+        qkv = self.projection(self.before_attention(x))
+        query, key, value = qkv.view(batch, length, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
+        mixed = F.scaled_dot_product_attention(
+            apply_rope(query),
+            apply_rope(key),
+            value,
+            attn_mask=visible,
+            dropout_p=self.rate if self.training else 0.0,
+        )
+        x = x + self.dropout(self.output(mixed.transpose(1, 2).reshape(batch, length, size)))
+        x = x + self.dropout(self.mixing(self.before_mixing(x)))
+        return x
+
+
+def _visible(encoding: Any) -> list[tuple[int, int]]:
+    """Return the offsets of an encoding, (0, 0) where the tokenizer added a token."""
+    pairs = zip(encoding.offsets, encoding.special_tokens_mask, strict=True)
+    return [(0, 0) if special else offset for offset, special in pairs]
+
+
+def _ending(word: str) -> int:
+    """Hash the last three letters; the same number in every process, unlike ``hash``."""
+    return zlib.crc32(word[-3:].lower().encode()) % (AFFIX_BUCKETS - 1) + 1
+
+
+def _check_small(options: SmallOptions) -> None:
+    for name in ("hidden_size", "layers", "attention_heads", "max_length"):
+        value = getattr(options, name)
+        if value < 1:
+            raise ValueError(f"{name}: expected at least 1, got {value}")
+    for name in ("dropout", "word_dropout"):
+        value = getattr(options, name)
+        if not 0 <= value < 1:
+            raise ValueError(f"{name}: expected 0 <= {name} < 1, got {value}")
+    if options.hidden_size % (2 * options.attention_heads):
+        raise ValueError(
+            f"hidden_size: expected a multiple of {2 * options.attention_heads}, so that each of "
+            f"{options.attention_heads} attention heads has an even size, got {options.hidden_size}"
+        )
