@@ -1,0 +1,170 @@
+"""Argument checks and reductions that every loss shares.
+
+Two kinds of check. Those on types, dtypes, devices and shapes cost nothing and always run, also
+while a graph is traced. Those on *values* need the numbers: :func:`values_readable` says whether
+there are any. Where there are none (``torch.compile``, ``torch.export``, ``make_fx``,
+``torch.func`` transforms, CUDA graph capture) no Python error can depend on a value, and the losses
+mark a bad row by the value NaN instead of raising.
+"""
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import _get_current_dispatch_mode
+
+__all__ = [
+    "Reduction",
+    "check_indices",
+    "check_labels",
+    "check_logits",
+    "check_mask",
+    "check_reduction",
+    "compute_dtype",
+    "first_true",
+    "not_binary",
+    "place",
+    "reduce",
+    "values_readable",
+]
+
+Reduction = Literal["none", "mean", "sum"]
+
+
+def values_readable(*tensors: Tensor | None) -> bool:
+    """Whether Python may branch on the values of these tensors, now.
+
+    False while a graph is traced (``torch.compile``, ``torch.export``, ``make_fx``, any dispatch
+    mode), inside a ``torch.func`` transform, for tensor subclasses that stand for values elsewhere,
+    on the meta device, and while a CUDA graph is captured.
+    """
+    if torch.compiler.is_compiling():
+        return False
+    # The next two names are private, but they are what torch.autograd.Function itself asks.
+    if torch._C._are_functorch_transforms_active() or _get_current_dispatch_mode() is not None:
+        return False
+    present = [tensor for tensor in tensors if tensor is not None]
+    if any(tensor.is_meta for tensor in present):
+        return False
+    if any(type(tensor) not in (Tensor, torch.nn.Parameter) for tensor in present):
+        return False
+    return not (present[0].is_cuda and torch.cuda.is_current_stream_capturing())
+
+
+def compute_dtype(dtype: torch.dtype) -> torch.dtype:
+    """Dtype to compute in: at least single precision, so half-precision input goes up."""
+    return torch.promote_types(dtype, torch.float32)
+
+
+def check_reduction(reduction: str, positions: int) -> None:
+    """Raise unless ``reduction`` is known and defined over this many positions."""
+    if reduction not in ("none", "mean", "sum"):
+        raise ValueError(f"reduction must be 'none', 'mean' or 'sum', got {reduction!r}")
+    if reduction == "mean" and positions == 0:
+        raise ValueError(
+            "reduction='mean' needs at least 1 position in the leading dimensions of logits, "
+            "got 0; use 'sum' (which is 0) or 'none'"
+        )
+
+
+def reduce(values: Tensor, reduction: str) -> Tensor:
+    """Reduce one value per position: ``none`` keeps them, ``mean`` and ``sum`` give a scalar."""
+    if reduction == "none":
+        return values
+    return values.mean() if reduction == "mean" else values.sum()
+
+
+def check_logits(logits: Tensor) -> None:
+    """Raise unless ``logits`` is a floating-point tensor ``(..., C)`` with at least one class."""
+    _check_tensor("logits", logits)
+    if not logits.dtype.is_floating_point:
+        raise TypeError(f"logits must have a floating-point dtype, got {logits.dtype}")
+    if logits.dim() == 0 or logits.shape[-1] == 0:
+        raise ValueError(
+            "logits must have shape (..., C) with at least 1 class, "
+            f"got shape {tuple(logits.shape)}"
+        )
+
+
+def check_labels(name: str, labels: Tensor, logits: Tensor) -> None:
+    """Raise unless ``labels`` is real-valued, of the logits' shape and on their device."""
+    _check_tensor(name, labels)
+    if labels.dtype.is_complex:
+        raise TypeError(f"{name} must be bool or real, got {labels.dtype}")
+    _check_device(name, labels, logits)
+    if labels.shape != logits.shape:
+        raise ValueError(
+            f"{name} must have the shape of logits, expected {tuple(logits.shape)}, "
+            f"got {tuple(labels.shape)}"
+        )
+
+
+def check_indices(name: str, indices: Tensor, logits: Tensor) -> None:
+    """Raise unless ``indices`` is int64 ``(..., K)`` with the logits' leading dimensions."""
+    _check_tensor(name, indices)
+    if indices.dtype != torch.int64:
+        raise TypeError(f"{name} must have dtype torch.int64, got {indices.dtype}")
+    _check_device(name, indices, logits)
+    if indices.dim() != logits.dim() or indices.shape[:-1] != logits.shape[:-1]:
+        lead = "".join(f"{size}, " for size in logits.shape[:-1])
+        raise ValueError(
+            f"{name} must have the leading dimensions of logits, expected shape ({lead}K), "
+            f"got {tuple(indices.shape)}"
+        )
+
+
+def check_mask(mask: Tensor | None, logits: Tensor) -> Tensor | None:
+    """Raise unless ``mask`` is bool and broadcasts to the logits; return it expanded to them."""
+    if mask is None:
+        return None
+    _check_tensor("mask", mask)
+    if mask.dtype != torch.bool:
+        raise TypeError(f"mask must have dtype torch.bool, got {mask.dtype}")
+    _check_device("mask", mask, logits)
+    try:
+        return mask.expand(logits.shape)
+    except RuntimeError:
+        raise ValueError(
+            f"mask must broadcast to the shape of logits, expected {tuple(logits.shape)}, "
+            f"got {tuple(mask.shape)}"
+        ) from None
+
+
+def not_binary(labels: Tensor) -> Tensor:
+    """Whether each row of ``labels`` holds a value other than exactly 0 and 1.
+
+    Shape ``(..., C)`` to ``(...)``; any real dtype. The test is made in the labels' own dtype:
+    ``1 + 1e-12`` in float64 is not 1. It is ``y - y * y == 0``, which NaN and infinity fail too,
+    as a maximum of absolute values because that is one pass where ``all`` would be two.
+    """
+    if not labels.dtype.is_floating_point:
+        return ((labels != 0) & (labels != 1)).any(-1)
+    return ~((labels - labels * labels).abs_().amax(-1) == 0)
+
+
+def first_true(flags: Tensor) -> tuple[int, ...]:
+    """Index of the first True in a tensor that has one."""
+    flat = int(flags.reshape(-1).to(torch.uint8).argmax())
+    index = []
+    for size in reversed(flags.shape):
+        flat, step = divmod(flat, size)
+        index.append(step)
+    return tuple(reversed(index))
+
+
+def place(name: str, index: Sequence[int]) -> str:
+    """Write an entry of an argument the way Python would: ``targets[0, 3]``."""
+    return f"{name}[{', '.join(map(str, index))}]"
+
+
+def _check_tensor(name: str, value: object) -> None:
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{name} must be a torch.Tensor, got {type(value).__name__}")
+
+
+def _check_device(name: str, tensor: Tensor, logits: Tensor) -> None:
+    if tensor.device != logits.device:
+        raise ValueError(
+            f"{name} must be on the device of logits, expected {logits.device}, got {tensor.device}"
+        )

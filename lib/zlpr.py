@@ -1,0 +1,602 @@
+r"""Softmax cross-entropy for many labels at once: the ZLPR loss, dense and sparse.
+
+Zero-bounded log-sum-exp and pairwise rank-based loss. Every negative score should lie below zero
+and every positive score above it; the loss is the smooth worst violation of each kind.
+
+How the numbers stay right:
+
+* the two groups are summed apart, each shifted by its own maximum; the sum over the negatives is
+  never obtained by taking the positives away from the sum over all;
+* ``log1p`` where the sum is small, so a loss of 3e-7 has as many right digits as a loss of 3;
+* half-precision input is computed in float32.
+
+How it is fast on a CPU: rows go through a scratch buffer that fits the cache, in place; the
+backward pass recomputes the exponentials from two numbers per row instead of storing one per cell;
+and the exponential is ``exp2``, because PyTorch's ``exp`` is many times slower where it underflows,
+which is almost everywhere once a model is trained.
+"""
+
+from collections.abc import Callable, Iterator
+from math import e, inf, log2, nan
+from typing import Any, NamedTuple, NoReturn
+
+import torch
+from torch import Tensor, nn
+
+from lib import _checks
+
+__all__ = ["SparseZLPRLoss", "ZLPRLoss", "sparse_zlpr_loss", "zlpr_loss"]
+
+_CHUNK_CELLS = 1 << 17  # cells of the scratch buffer: 512 KiB in float32, within a core's cache
+_LISTED_SHARE = 1 / 32  # padded lists up to this share of all cells are faster than a dense pass
+_LOG2_E = log2(e)
+
+
+def zlpr_loss(
+    logits: Tensor,
+    targets: Tensor,
+    *,
+    mask: Tensor | None = None,
+    reduction: _checks.Reduction = "mean",
+) -> Tensor:
+    r"""ZLPR loss of logits against a table of zeros and ones.
+
+    .. math::
+        \ell(s, y) = \log\Bigl(1 + \sum_{i:\,y_i = 0} e^{s_i}\Bigr)
+                   + \log\Bigl(1 + \sum_{j:\,y_j = 1} e^{-s_j}\Bigr)
+
+    Predict the classes with :math:`s_i > 0`. The gradient in each group is a softmax with one more
+    class of score zero, so its absolute values sum to less than one per group.
+
+    Equations: :eq:`eq:zlpr-loss`, :eq:`eq:zlpr-gradient`
+
+    Parameters
+    ----------
+    logits
+        Scores, shape ``(..., C)`` with ``C >= 1``, any floating dtype. Finite or :math:`-\infty`;
+        a cell at :math:`-\infty` does not count and gets gradient zero.
+    targets
+        One for positive classes, zero for the others; shape ``(..., C)``, bool or any real dtype.
+    mask
+        Bool, broadcastable to ``(..., C)``; True counts. Cells that do not count add nothing to
+        the loss, get gradient exactly zero, and their logits may hold anything.
+    reduction
+        Over the leading dimensions: ``"none"``, ``"mean"`` (of all positions, also those without
+        a counting cell) or ``"sum"``.
+
+    Returns
+    -------
+    Tensor
+        Shape ``(...)`` for ``"none"``, else a scalar. float32 for half-precision logits (their
+        losses overflow float16 and have 3 digits in bfloat16), else the logits' dtype. The
+        gradient has the logits' dtype.
+
+    Raises
+    ------
+    TypeError
+        An argument is no tensor or has a dtype of the wrong kind.
+    ValueError
+        Shapes or devices disagree; ``reduction`` is unknown; the mean over no position is asked
+        for. Values: a target other than 0 and 1; a positive on a masked cell or on a logit of
+        :math:`-\infty`; a counting logit that is NaN or :math:`+\infty`.
+
+    Notes
+    -----
+    Bad values are found through the losses themselves: they make the loss of their row NaN, and the
+    ``(...)`` losses are looked at once (on CUDA: one synchronisation). Where no Python error can
+    depend on a value (``torch.compile``, ``torch.export``, ``make_fx``, ``torch.func`` transforms,
+    CUDA graph capture), that NaN is what is returned.
+
+    A row whose cells all do not count has loss 0 and gradient 0. All derivatives exist: the
+    function can be differentiated twice and under ``torch.func``.
+
+    Source: Su 2020 (kexue 7359); Su et al. 2022 (arXiv 2208.02955).
+
+    Examples
+    --------
+    >>> import torch
+    >>> logits = torch.tensor([[2.0, -1.0, -3.0], [0.0, 0.0, 0.0]], dtype=torch.float64)
+    >>> targets = torch.tensor([[1, 0, 0], [0, 0, 1]])
+    >>> [f"{loss:.4f}" for loss in zlpr_loss(logits, targets, reduction="none")]
+    ['0.4759', '1.7918']
+    """
+    _checks.check_logits(logits)
+    _checks.check_labels("targets", targets, logits)
+    mask = _checks.check_mask(mask, logits)
+    _checks.check_reduction(reduction, logits.shape[:-1].numel())
+    loss = _per_position(logits, targets, mask)
+    if _checks.values_readable(logits, targets, mask) and bool(loss.isnan().any()):
+        _refuse(logits, targets, mask)
+    return _checks.reduce(loss, reduction)
+
+
+def sparse_zlpr_loss(
+    logits: Tensor,
+    positives: Tensor,
+    *,
+    mask: Tensor | None = None,
+    reduction: _checks.Reduction = "mean",
+) -> Tensor:
+    r"""ZLPR loss of logits against lists of positive classes.
+
+    :func:`zlpr_loss` of the table that is one at the listed classes, without building that table.
+    The published sparse form takes the positives away from the sum over all classes,
+
+    .. math::
+        \log\Bigl(1 + \sum_{\mathcal N} e^{s_i}\Bigr)
+            = a + \log\bigl(1 - e^{b - a}\bigr), \qquad
+        a = \log\Bigl(1 + \sum_{\mathcal N \cup \mathcal P} e^{s_i}\Bigr), \quad
+        b = \log \sum_{\mathcal P} e^{s_j},
+
+    which cancels as training succeeds. Here the positives are left out of the sum instead.
+
+    Equations: :eq:`eq:zlpr-loss`, :eq:`eq:zlpr-sparse`, :eq:`eq:zlpr-gradient`
+
+    Parameters
+    ----------
+    logits
+        Scores, shape ``(..., C)``, as in :func:`zlpr_loss`.
+    positives
+        Positive classes, shape ``(..., K)`` with ``K >= 0``, int64 in ``[0, C)``, filled up with
+        -1. In any order; a class listed twice counts once.
+    mask, reduction
+        As in :func:`zlpr_loss`.
+
+    Returns
+    -------
+    Tensor
+        As :func:`zlpr_loss`, and equal to it to rounding.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As :func:`zlpr_loss`; ``positives`` not int64; an index below -1 or not below ``C``.
+
+    Notes
+    -----
+    Bad values, rows without a counting cell and derivatives: as in :func:`zlpr_loss`.
+
+    Source: Su 2022 (kexue 8888), without its subtraction.
+
+    Examples
+    --------
+    >>> import torch
+    >>> logits = torch.tensor([[2.0, -1.0, -3.0], [0.0, 0.0, 0.0]], dtype=torch.float64)
+    >>> positives = torch.tensor([[0, -1], [2, 2]])
+    >>> [f"{loss:.4f}" for loss in sparse_zlpr_loss(logits, positives, reduction="none")]
+    ['0.4759', '1.7918']
+    """
+    _checks.check_logits(logits)
+    _checks.check_indices("positives", positives, logits)
+    mask = _checks.check_mask(mask, logits)
+    _checks.check_reduction(reduction, logits.shape[:-1].numel())
+    loss = _per_position(logits, positives, mask, listed=True)
+    if _checks.values_readable(logits, positives, mask) and bool(loss.isnan().any()):
+        _refuse_listed(logits, positives, mask)
+    return _checks.reduce(loss, reduction)
+
+
+class ZLPRLoss(nn.Module):
+    """:func:`zlpr_loss` as a module.
+
+    Equations: :eq:`eq:zlpr-loss`
+
+    Parameters
+    ----------
+    reduction
+        As in :func:`zlpr_loss`.
+
+    Examples
+    --------
+    >>> import torch
+    >>> loss = ZLPRLoss()(torch.zeros(2, 3, dtype=torch.float64), torch.eye(3)[:2])
+    >>> print(f"{loss:.4f}")
+    1.7918
+    """
+
+    def __init__(self, *, reduction: _checks.Reduction = "mean") -> None:
+        super().__init__()
+        _checks.check_reduction(reduction, 1)
+        self.reduction = reduction
+
+    def forward(self, logits: Tensor, targets: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Loss of ``logits`` ``(..., C)`` against ``targets`` ``(..., C)``."""
+        return zlpr_loss(logits, targets, mask=mask, reduction=self.reduction)
+
+    def extra_repr(self) -> str:
+        """Show the options in ``print(module)``."""
+        return f"reduction={self.reduction!r}"
+
+
+class SparseZLPRLoss(nn.Module):
+    """:func:`sparse_zlpr_loss` as a module.
+
+    Equations: :eq:`eq:zlpr-loss`, :eq:`eq:zlpr-sparse`
+
+    Parameters
+    ----------
+    reduction
+        As in :func:`zlpr_loss`.
+
+    Examples
+    --------
+    >>> import torch
+    >>> loss = SparseZLPRLoss()(torch.zeros(2, 3, dtype=torch.float64), torch.tensor([[0], [1]]))
+    >>> print(f"{loss:.4f}")
+    1.7918
+    """
+
+    def __init__(self, *, reduction: _checks.Reduction = "mean") -> None:
+        super().__init__()
+        _checks.check_reduction(reduction, 1)
+        self.reduction = reduction
+
+    def forward(self, logits: Tensor, positives: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Loss of ``logits`` ``(..., C)`` against class lists ``positives`` ``(..., K)``."""
+        return sparse_zlpr_loss(logits, positives, mask=mask, reduction=self.reduction)
+
+    def extra_repr(self) -> str:
+        """Show the options in ``print(module)``."""
+        return f"reduction={self.reduction!r}"
+
+
+def _per_position(
+    logits: Tensor, labels: Tensor, mask: Tensor | None, *, listed: bool = False
+) -> Tensor:
+    """Loss of each position, shape ``(...)``; NaN for one with bad values."""
+    classes = logits.shape[-1]
+    rows = logits.reshape(-1, classes)
+    labels = labels.reshape(rows.shape[0], labels.shape[-1])
+    kept = None if mask is None else mask.reshape(-1, classes)
+    if not _checks.values_readable(logits, labels, mask):
+        loss = _formula(rows, labels, kept, listed)
+    elif listed:
+        loss = _by_lists(rows, *_lists(labels, classes), kept)
+    else:
+        bad = torch.zeros_like(rows[:, 0], dtype=torch.bool)
+        if labels.dtype != torch.bool:
+            bad = _checks.not_binary(labels)
+            labels = labels.bool()
+        # A list needs its length, which a GPU would have to be waited for.
+        found = None if rows.is_cuda else _listed(labels)
+        if found is None:
+            loss = _by_table(rows, labels, bad, kept)
+        else:
+            lists = _lists(found, classes)
+            loss = _by_lists(rows, *lists[:3], bad, kept)
+    return loss.reshape(logits.shape[:-1])
+
+
+def _refuse(logits: Tensor, targets: Tensor, mask: Tensor | None) -> NoReturn:
+    """Raise for the bad value that made a loss NaN."""
+    soft = (targets != 0) & (targets != 1)
+    if soft.any():
+        at = _checks.first_true(soft)
+        raise ValueError(
+            f"targets must hold only 0 and 1, got {targets[at].item()} "
+            f"at {_checks.place('targets', at)}"
+        )
+    positive = targets != 0
+    if mask is not None:
+        clash = positive & ~mask
+        if clash.any():
+            at = _checks.first_true(clash)
+            raise ValueError(
+                f"a positive must be on a cell that counts, got {_checks.place('targets', at)} = 1 "
+                f"and {_checks.place('mask', at)} = False"
+            )
+    clash = positive & (logits == -inf)
+    if clash.any():
+        at = _checks.first_true(clash)
+        raise ValueError(
+            f"a positive must have a finite logit, got {_checks.place('targets', at)} = 1 "
+            f"and {_checks.place('logits', at)} = -inf"
+        )
+    _refuse_logits(logits, mask)
+
+
+def _refuse_listed(logits: Tensor, positives: Tensor, mask: Tensor | None) -> NoReturn:
+    """Raise for the bad value that made a loss NaN."""
+    classes = logits.shape[-1]
+    outside = (positives < -1) | (positives >= classes)
+    if outside.any():
+        at = _checks.first_true(outside)
+        raise ValueError(
+            f"positives must be classes in [0, {classes}) or -1 as filler, "
+            f"got {positives[at].item()} at {_checks.place('positives', at)}"
+        )
+    real = positives >= 0
+    column = positives.clamp(min=0)
+    if mask is not None:
+        clash = real & ~mask.gather(-1, column)
+        if clash.any():
+            at = _checks.first_true(clash)
+            cell = (*at[:-1], int(positives[at]))
+            raise ValueError(
+                f"a positive must be on a cell that counts, got {_checks.place('positives', at)} "
+                f"= {cell[-1]} and {_checks.place('mask', cell)} = False"
+            )
+    clash = real & (logits.gather(-1, column) == -inf)
+    if clash.any():
+        at = _checks.first_true(clash)
+        cell = (*at[:-1], int(positives[at]))
+        raise ValueError(
+            f"a positive must have a finite logit, got {_checks.place('positives', at)} "
+            f"= {cell[-1]} and {_checks.place('logits', cell)} = -inf"
+        )
+    _refuse_logits(logits, mask)
+
+
+def _refuse_logits(logits: Tensor, mask: Tensor | None) -> NoReturn:
+    bad = ~(logits < inf)
+    if mask is not None:
+        bad &= mask
+    at = _checks.first_true(bad)
+    raise ValueError(
+        f"logits must be finite or -inf where they count, got {logits[at].item()} "
+        f"at {_checks.place('logits', at)}"
+    )
+
+
+# ------------------------------------------------------------------ the formula, for any transform
+
+
+def _formula(rows: Tensor, labels: Tensor, mask: Tensor | None, listed: bool) -> Tensor:
+    """Loss of each row by plain operations: traceable, and differentiable as often as one likes."""
+    scores = rows.to(_checks.compute_dtype(rows.dtype))
+    if mask is not None:
+        scores = scores.masked_fill(~mask, -inf)
+    if listed:
+        classes = rows.shape[1]
+        bad = ((labels < -1) | (labels >= classes)).any(-1)
+        # Fillers, and indices out of range, go to a column past the last class.
+        column = torch.where((labels < 0) | (labels >= classes), classes, labels)
+        table = torch.zeros_like(rows[:, :1], dtype=torch.bool).expand(-1, classes + 1)
+        positive = table.scatter(1, column, True)[:, :classes]
+    else:
+        bad = labels.new_zeros((), dtype=torch.bool)
+        if labels.dtype != torch.bool:
+            bad = _checks.not_binary(labels)
+        positive = labels != 0
+    bad = bad | ~(scores < inf).all(-1) | (positive & (scores == -inf)).any(-1)
+    negatives = _log1p_sum_exp(scores.masked_fill(positive, -inf))
+    positives = _log1p_sum_exp((-scores).masked_fill(~positive, -inf))
+    return (negatives + positives).masked_fill(bad, nan)
+
+
+def _log1p_sum_exp(terms: Tensor) -> Tensor:
+    """``log(1 + sum(exp(terms)))`` over the last dimension; minus infinity adds nothing."""
+    top = terms.detach().amax(-1, keepdim=True)
+    shift = top.masked_fill(top == -inf, 0)
+    total = (terms - shift).exp().sum(-1)
+    return _combine(shift.squeeze(-1), total)[0]
+
+
+def _combine(shift: Tensor, total: Tensor) -> tuple[Tensor, Tensor]:
+    """From ``total = sum(exp(terms - shift))``: the loss of a group and its weights' factor.
+
+    The loss is ``log(1 + exp(shift) * total)``. The gradient with respect to a term is
+    ``exp(term - shift) * factor``.
+    """
+    above = shift.clamp(min=0)
+    null = torch.exp(-above)
+    scale = torch.exp(shift - above)
+    scaled = total * scale
+    # Above zero the largest shifted term is 1, so total - 1 >= 0; below zero, null is 1.
+    rest = torch.where(shift > 0, null + (total - 1), scaled)
+    return above + torch.log1p(rest), scale / (null + scaled)
+
+
+# ---------------------------------------------------------------------------------- fast, by hand
+
+
+class _Lists(NamedTuple):
+    """Positive classes of each row, ready to gather from and scatter to.
+
+    Fillers repeat a class of their row, so that every entry is a valid column and equal columns
+    always carry equal values. A row without any points at column 0 and is marked in ``some``.
+    """
+
+    column: Tensor  # (R, K) int64
+    counts: Tensor  # (R, K) bool: the first mention of its class
+    some: Tensor  # (R, 1) bool: the row has a positive
+    bad: Tensor  # (R,) bool: an index was out of range
+
+
+def _lists(positives: Tensor, classes: int) -> _Lists:
+    if positives.shape[1] == 0:
+        positives = positives.new_full((positives.shape[0], 1), -1)
+    column = positives.sort(-1).values
+    real = column >= 0
+    counts = real.clone()
+    counts[:, 1:] &= column[:, 1:] != column[:, :-1]
+    last = column[:, -1:]
+    bad = ((positives < -1) | (positives >= classes)).any(-1)
+    column = torch.where(real, column, last).clamp(0, classes - 1)
+    return _Lists(column, counts, last >= 0, bad)
+
+
+def _listed(table: Tensor) -> Tensor | None:
+    """Positive columns of a bool table, padded with -1; None if there are too many to be worth it.
+
+    Reading eight cells at once makes this a small part of the pass over the logits.
+    """
+    rows, classes = table.shape
+    if rows == 0:
+        return None
+    flat = table.reshape(-1)
+    if flat.numel() % 8 == 0:
+        words = flat.view(torch.int64).nonzero().squeeze(1)
+        if words.numel() > flat.numel() * _LISTED_SHARE:
+            return None
+        word, byte = flat.view(-1, 8)[words].nonzero().unbind(1)
+        found = words[word] * 8 + byte
+    else:
+        found = flat.nonzero().squeeze(1)
+    row, column = found // classes, found % classes
+    each = torch.bincount(row, minlength=rows)
+    width = int(each.max())
+    if rows * width > flat.numel() * _LISTED_SHARE:
+        return None
+    rank = torch.arange(found.numel(), device=table.device) - (each.cumsum(0) - each)[row]
+    lists = found.new_full((rows, width), -1)
+    lists[row, rank] = column
+    return lists
+
+
+class _ByLists(torch.autograd.Function):
+    """Loss of each row when few cells are positive: their scores are handled apart."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        rows: Tensor,
+        column: Tensor,
+        counts: Tensor,
+        some: Tensor,
+        bad: Tensor,
+        mask: Tensor | None,
+    ) -> Tensor:
+        dtype = _checks.compute_dtype(rows.dtype)
+        score = rows.gather(1, column).to(dtype)
+        if mask is not None:
+            score = score.masked_fill(~mask.gather(1, column), -inf)
+        top = rows.new_empty((rows.shape[0], 1), dtype=dtype)
+        total = torch.empty_like(top)
+        # Out of the sum over the negatives; a row without positives writes back what it read.
+        written = torch.where(some, -inf, score)
+        for part, cells in _chunks(rows, dtype):
+            _load(cells, rows[part], mask, part)
+            cells.scatter_(1, column[part], written[part])
+            top[part], total[part] = _top_and_sum_(cells)
+        shift = _shift(top)
+        negatives, factor = _combine(shift, total)
+
+        pull = _shift((-score).masked_fill(~counts, -inf).amax(-1, keepdim=True))
+        terms = (-score - pull).exp()
+        positives, weight = _combine(pull, terms.masked_fill(~counts, 0).sum(-1, keepdim=True))
+        # Fillers and repeated mentions too: equal cells must be written equal values.
+        at_positives = -terms * weight
+
+        bad = bad | ~(top < inf).squeeze(1) | (counts & ~(score.abs() < inf)).any(-1)
+        ctx.save_for_backward(rows, column, counts, some, mask, shift, factor, at_positives)
+        return (negatives + positives).squeeze(1).masked_fill_(bad, nan)
+
+    @staticmethod
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
+        rows, column, counts, some, mask, shift, factor, at_positives = ctx.saved_tensors
+        if torch.is_grad_enabled():
+            gradient = _by_autograd(rows, torch.where(counts, column, -1), mask, True, upstream)
+            return gradient, None, None, None, None, None
+        upstream = upstream.unsqueeze(1)
+        factor = factor * upstream
+        at_positives = at_positives * upstream
+        gradient = torch.empty_like(rows, memory_format=torch.contiguous_format)
+        for part, cells in _chunks(rows, shift.dtype, gradient):
+            _load(cells, rows[part], mask, part).sub_(shift[part])
+            cells.mul_(_LOG2_E).exp2_().mul_(factor[part])
+            here = column[part]
+            cells.scatter_(
+                1, here, torch.where(some[part], at_positives[part], cells.gather(1, here))
+            )
+            if cells.dtype != gradient.dtype:
+                gradient[part] = cells
+        return gradient, None, None, None, None, None
+
+
+class _ByTable(torch.autograd.Function):
+    """Loss of each row when any share of the cells may be positive: two passes, one per group."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, rows: Tensor, positive: Tensor, bad: Tensor, mask: Tensor | None
+    ) -> Tensor:
+        dtype = _checks.compute_dtype(rows.dtype)
+        tops = rows.new_empty((3, rows.shape[0], 1), dtype=dtype)
+        totals = torch.empty_like(tops[:2])
+        nothing = tops.new_tensor(-inf)
+        scores: Tensor | None = None
+        for part, cells in _chunks(rows, dtype):
+            source = rows[part]
+            if mask is not None or source.dtype != dtype:
+                scores = torch.empty_like(cells) if scores is None else scores[: len(cells)]
+                source = _load(scores, source, mask, part)
+            tops[2, part] = source.amax(-1, keepdim=True)
+            torch.where(positive[part], nothing, source, out=cells)
+            tops[0, part], totals[0, part] = _top_and_sum_(cells)
+            torch.where(positive[part], source, -nothing, out=cells)
+            tops[1, part], totals[1, part] = _top_and_sum_(cells.neg_())
+        shifts = _shift(tops[:2])
+        losses, factors = _combine(shifts, totals)
+        bad = bad | ~(tops[2] < inf).squeeze(1) | (tops[1] == inf).squeeze(1)
+        ctx.save_for_backward(rows, positive, mask, shifts, factors)
+        return losses.sum(0).squeeze(1).masked_fill_(bad, nan)
+
+    @staticmethod
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
+        rows, positive, mask, shifts, factors = ctx.saved_tensors
+        if torch.is_grad_enabled():
+            return _by_autograd(rows, positive, mask, False, upstream), None, None, None
+        factors = factors * upstream.unsqueeze(1)
+        gradient = torch.empty_like(rows, memory_format=torch.contiguous_format)
+        other: Tensor | None = None
+        for part, cells in _chunks(rows, shifts.dtype, gradient):
+            other = torch.empty_like(cells) if other is None else other[: len(cells)]
+            _load(cells, rows[part], mask, part)
+            torch.add(cells, shifts[1, part], out=other).neg_()
+            torch.where(positive[part], other, cells.sub_(shifts[0, part]), out=cells)
+            torch.where(positive[part], -factors[1, part], factors[0, part], out=other)
+            cells.mul_(_LOG2_E).exp2_().mul_(other)
+            if cells.dtype != gradient.dtype:
+                gradient[part] = cells
+        return gradient, None, None, None
+
+
+# Function.apply has no type of its own in PyTorch.
+_by_lists: Callable[..., Tensor] = _ByLists.apply
+_by_table: Callable[..., Tensor] = _ByTable.apply
+
+
+def _chunks(
+    rows: Tensor, dtype: torch.dtype, into: Tensor | None = None
+) -> Iterator[tuple[slice, Tensor]]:
+    """Parts of the rows, each with a buffer of its shape: of ``into`` itself if that has the dtype.
+
+    On a GPU there is one part: many small kernels would cost more than the memory they save.
+    """
+    count, classes = rows.shape
+    step = count if rows.is_cuda else min(count, max(1, _CHUNK_CELLS // classes))
+    fits = into is not None and into.dtype == dtype
+    scratch = rows.new_empty((0 if fits else step, classes), dtype=dtype)
+    for start in range(0, count, step or 1):
+        part = slice(start, min(start + step, count))
+        yield part, into[part] if into is not None and fits else scratch[: part.stop - start]
+
+
+def _load(cells: Tensor, rows: Tensor, mask: Tensor | None, part: slice) -> Tensor:
+    """Copy rows into the buffer, minus infinity where they do not count."""
+    if mask is None:
+        return cells.copy_(rows)
+    nothing = cells.new_tensor(-inf)
+    return torch.where(mask[part], rows.to(cells.dtype), nothing, out=cells)
+
+
+def _top_and_sum_(cells: Tensor) -> tuple[Tensor, Tensor]:
+    """Largest term and sum of exponentials below it, per row; overwrites ``cells``."""
+    top = cells.amax(-1, keepdim=True)
+    cells.sub_(_shift(top)).mul_(_LOG2_E).exp2_()
+    return top, cells.sum(-1, keepdim=True)
+
+
+def _shift(top: Tensor) -> Tensor:
+    """Largest term, or 0 for a row that has none: infinity minus infinity must not arise."""
+    return top.masked_fill(top == -inf, 0)
+
+
+def _by_autograd(
+    rows: Tensor, labels: Tensor, mask: Tensor | None, listed: bool, upstream: Tensor
+) -> Tensor:
+    """Gradient that can be differentiated again."""
+    loss = _formula(rows, labels, mask, listed)
+    (gradient,) = torch.autograd.grad(loss, rows, upstream, create_graph=True)
+    return gradient
