@@ -6,7 +6,6 @@ JOBS   ?= 2
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 SITE   := _build/html
-LEDGER := _build/ledger/results.json
 
 # One thread in each process: the stored numbers are then the same everywhere.
 export OMP_NUM_THREADS := 1
@@ -16,7 +15,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 book: $(READY) _build/.fresh
 	$(BIN)/python tools/notebooks.py --check
-	$(BIN)/python -m pytest -q -n $(JOBS) tests/equations
+	$(BIN)/python -m tools.ledger run -- -q -n $(JOBS)
 	$(BIN)/python -m tools.ledger check
 	$(BIN)/jupyter-book build . -n -W --keep-going
 	@echo "The book: $(SITE)/index.html"

@@ -1,6 +1,8 @@
-"""What the whole test run shares: one thread, and what nbval leaves out when it compares."""
+"""What the whole test run shares: the ledger, one thread, and what nbval leaves out when it compares."""
 
 import os
+
+pytest_plugins = ("tools.ledger.plugin",)
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # timings and float32 sums then do not vary with cores
 
