@@ -1,10 +1,11 @@
-"""What the whole test run shares: the ledger, one thread, and what nbval leaves out when it compares."""
+"""What every test run shares: the ledger, one thread, and what nbval leaves out."""
 
 import os
 
 pytest_plugins = ("tools.ledger.plugin",)
 
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # timings and float32 sums then do not vary with cores
+# Timings, and sums in float32, then do not vary with the number of cores.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 def pytest_collectstart(collector):
