@@ -1,0 +1,344 @@
+"""The commands ``train``, ``evaluate`` and ``predict`` for any extraction model.
+
+A model's ``__main__`` calls `extractor_commands` with its class; see ``lib/gplinker/__main__.py``.
+What a user can get wrong ends in one line on standard error and exit status 2, without a
+traceback: a malformed line (with file and line), an unknown relation, a missing model, a folder
+that holds another run, a full disk.
+"""
+
+import errno
+import json
+import shlex
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import fields
+from itertools import islice
+from pathlib import Path
+from typing import Any, TextIO
+
+import click
+
+from lib.extraction.corpora import Corpus, load_corpus
+from lib.extraction.records import portable, write_atomically
+from lib.extraction.training import (
+    Extractor,
+    Settings,
+    evaluate,
+    make_accelerator,
+    predict,
+    set_seed,
+    train,
+)
+from lib.extraction.triples import Example, example_from_json, example_to_json
+
+__all__ = ["extractor_commands", "read_inputs"]
+
+_CHUNK = 256  # texts between writes of predict: a pipe sees results while it still feeds texts
+
+
+class _Command(click.Command):
+    """A command that remembers its arguments as typed, and has one line for what users do wrong."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        ctx.meta["arguments"] = list(args)
+        return super().parse_args(ctx, args)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        with _one_line_errors():
+            return super().invoke(ctx)
+
+
+class _UserError(click.ClickException):
+    exit_code = 2
+
+    def format_message(self) -> str:
+        return " ".join(self.message.split())  # one line, whatever a library put into it
+
+
+@contextmanager
+def _one_line_errors(*also: type[Exception]) -> Iterator[None]:
+    try:
+        yield
+    except BrokenPipeError:  # the reader of our output has seen enough; click knows what to do
+        raise
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise _UserError(str(error)) from error
+        place = f" (writing {error.filename})" if error.filename else ""
+        raise _UserError(
+            f"the disk is full{place}. What was saved is whole: free some space and run the same "
+            "command again"
+        ) from error
+    except (ValueError, *also) as error:
+        raise _UserError(str(error)) from error
+
+
+def extractor_commands(
+    model_class: type[Extractor],
+    program: str,
+    options: Sequence[click.Option] = (),
+) -> click.Group:
+    """Return the command line of a model.
+
+    Parameters
+    ----------
+    model_class : type
+        A class that keeps the `lib.extraction.training.Extractor` protocol.
+    program : str
+        What the user types before the command, such as ``"python -m lib.gplinker"``.
+    options : sequence of click.Option
+        Further options of ``train``, passed to ``model_class.create`` under their names if given.
+        Their default must be None.
+
+    Returns
+    -------
+    click.Group
+        With the commands ``train``, ``evaluate`` and ``predict``.
+    """
+    names = [str(option.name) for option in options]
+
+    def run_train(data: str, encoder: str, out: Path, quiet: bool, **values: Any) -> None:
+        given = {name: values.pop(name) for name in names}
+        given = {name: value for name, value in given.items() if value is not None}
+        settings = Settings(**values)
+        corpus = _load_corpus(data)
+        set_seed(settings.seed)
+        texts = [example.text for example in corpus.train]
+        with _one_line_errors(TypeError):  # an option that this encoder does not have
+            model = model_class.create(encoder, corpus.relations, texts=texts, **given)
+        context = click.get_current_context()
+        words = ["train", *map(portable, context.meta["arguments"])]
+        record = train(
+            model,
+            corpus,
+            out,
+            settings,
+            options={"encoder": encoder, **given},
+            command=f"{program} {shlex.join(words)}",
+            progress=not quiet,
+        )
+        if make_accelerator().is_main_process:
+            click.echo(f"best epoch {record.best_epoch} of {len(record.epochs)}: {out / 'best'}")
+            for split, scores in record.scores.items():
+                click.echo(
+                    f"{split}: precision {scores['precision']:.4f} "
+                    f"recall {scores['recall']:.4f} F1 {scores['f1']:.4f}"
+                )
+
+    def run_evaluate(model: Path, data: str, split: str, batch_size: int, quiet: bool) -> None:
+        loaded = _load_model(model_class, model)
+        corpus = _load_corpus(data)
+        splits = {"train": corpus.train, "dev": corpus.dev, "test": corpus.test, **corpus.extra}
+        filled = {name: examples for name, examples in splits.items() if examples}
+        if split not in filled:
+            raise ValueError(
+                f"{corpus.name} has no split {split!r} with sentences; it has {', '.join(filled)}"
+            )
+        scores = evaluate(
+            loaded,
+            filled[split],
+            match=corpus.match,
+            batch_size=batch_size,
+            progress=not quiet,
+        )
+        if make_accelerator().is_main_process:
+            click.echo(scores.table())
+
+    def run_predict(model: Path, input: TextIO, output: str, batch_size: int, quiet: bool) -> None:
+        accelerator = make_accelerator()
+        name = getattr(input, "name", "-")
+        if accelerator.num_processes > 1 and name in ("-", "<stdin>"):
+            raise ValueError("several processes cannot share standard input: give --input FILE")
+        loaded = _load_model(model_class, model)
+
+        def lines() -> Iterator[str]:
+            examples = read_inputs(input, name)
+            while chunk := list(islice(examples, _CHUNK)):
+                texts = [example.text for example in chunk]
+                found = predict(loaded, texts, batch_size=batch_size, progress=not quiet)
+                yield from map(_prediction_line, chunk, found)
+
+        if not accelerator.is_main_process:
+            for _ in lines():  # it computes its share and leaves the writing to the main process
+                pass
+        elif output == "-":
+            for line in lines():
+                click.echo(line, nl=False)
+        else:
+            write_atomically(
+                Path(output), lambda file: file.writelines(line.encode() for line in lines())
+            )
+
+    folder = click.Path(path_type=Path, file_okay=False)
+    model_option = click.Option(
+        ["--model"],
+        required=True,
+        type=folder,
+        help="The --out folder of a training run, or a model's own folder.",
+    )
+    data_option = click.Option(
+        ["--data"],
+        required=True,
+        help="synthetic, a known corpus, NAME=FOLDER, a folder with train.jsonl, or a .jsonl file.",
+    )
+    batch_option = click.Option(
+        ["--batch-size"],
+        type=click.IntRange(1),
+        default=32,
+        show_default=True,
+        help="Sentences at a time.",
+    )
+    quiet_option = click.Option(["--quiet"], is_flag=True, help="No progress on standard error.")
+    group = click.Group(help="Extract triples from text: train, evaluate and use a model.")
+    group.add_command(
+        _Command(
+            "train",
+            callback=run_train,
+            help="Train a model and write it, with its run record, to a folder. Run the same "
+            "command again to continue after an interruption.",
+            params=[
+                data_option,
+                click.Option(
+                    ["--encoder"],
+                    required=True,
+                    help="Name or folder of a Hugging Face encoder, or small: from scratch.",
+                ),
+                click.Option(["--out"], required=True, type=folder, help="Folder of this run."),
+                *options,
+                *_settings_options(),
+                quiet_option,
+            ],
+        )
+    )
+    group.add_command(
+        _Command(
+            "evaluate",
+            callback=run_evaluate,
+            help="Score a model on a split of a corpus.",
+            params=[
+                model_option,
+                data_option,
+                click.Option(["--split"], default="test", show_default=True, help="Which split."),
+                batch_option,
+                quiet_option,
+            ],
+        )
+    )
+    group.add_command(
+        _Command(
+            "predict",
+            callback=run_predict,
+            help="Extract triples from texts: lines of plain text, or JSON lines with a text. "
+            "Writes JSON lines in the format of --data, with a confidence for each triple.",
+            params=[
+                model_option,
+                click.Option(
+                    ["--input"],
+                    type=click.File(encoding="utf-8"),
+                    default="-",
+                    show_default="standard input",
+                    help="File to read, or -.",
+                ),
+                click.Option(
+                    ["--output"],
+                    default="-",
+                    show_default="standard output",
+                    help="File to write, or -.",
+                ),
+                batch_option,
+                quiet_option,
+            ],
+        )
+    )
+    return group
+
+
+def _settings_options() -> list[click.Option]:
+    """Return one option per field of Settings."""
+    return [
+        click.Option(
+            [f"--{field.name.replace('_', '-')}"],
+            type=type(field.default),
+            default=field.default,
+            show_default=True,
+            help=field.metadata["help"],
+        )
+        for field in fields(Settings)
+    ]
+
+
+def _load_corpus(data: str) -> Corpus:
+    # One process of each machine downloads; the others find the file.
+    with make_accelerator().local_main_process_first():
+        return load_corpus(data)
+
+
+def _load_model(model_class: type[Extractor], folder: Path) -> Extractor:
+    if not folder.exists():
+        raise ValueError(f"there is no folder {folder}")
+    return model_class.load(folder / "best" if (folder / "best").is_dir() else folder)
+
+
+def read_inputs(lines: Iterable[str], name: str) -> Iterator[Example]:
+    """Read texts to predict on, one a line, as plain text or as JSON.
+
+    Parameters
+    ----------
+    lines : iterable of str
+        If the first line that is not blank starts with ``{``, every line is a JSON object with a
+        ``text`` and, if it likes, an ``id``; triples in it are not looked at. Else every line is a
+        text. Blank lines are skipped.
+    name : str
+        What to call the source in messages.
+
+    Yields
+    ------
+    Example
+        Without triples. Its id is the one given, else the number of the line.
+
+    Raises
+    ------
+    ValueError
+        If there is no text, or a line of a JSON source is malformed; the message names the line.
+
+    Examples
+    --------
+    >>> [e.text for e in read_inputs(["Ada wrote Notes.", "", "Bo read them."], "-")]
+    ['Ada wrote Notes.', 'Bo read them.']
+    >>> [e.id for e in read_inputs(['{"text": "Ada", "id": "a"}', '{"text": "Bo"}'], "-")]
+    ['a', '2']
+    """
+    as_json: bool | None = None
+    for number, line in enumerate(_decoded(lines, name), 1):
+        text = line.strip()
+        if not text:
+            continue
+        if as_json is None:
+            as_json = text.startswith("{")
+        if not as_json:
+            yield Example(str(number), text, ())
+            continue
+        try:
+            record = json.loads(text)
+            if isinstance(record, dict):
+                record.pop("triples", None)
+            yield example_from_json(record, default_id=str(number), labelled=False)
+        except ValueError as error:
+            raise ValueError(f"{name}, line {number}: {error}") from error
+    if as_json is None:
+        raise ValueError(f"{name} holds no text")
+
+
+def _decoded(lines: Iterable[str], name: str) -> Iterator[str]:
+    try:
+        yield from lines
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{name} is not UTF-8 text: {error}") from error
+
+
+def _prediction_line(example: Example, scored: Sequence[Any]) -> str:
+    found = Example(example.id, example.text, tuple(triple for triple, _ in scored))
+    record = example_to_json(found)
+    for triple, (_, confidence) in zip(record["triples"], scored, strict=True):
+        triple["confidence"] = round(confidence, 4)
+    return json.dumps(record, ensure_ascii=False) + "\n"

@@ -1,0 +1,82 @@
+"""What a model must offer to be trained by `lib.extraction.training`."""
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol, Self
+
+import torch
+from torch import Tensor
+
+from lib.extraction.triples import Example, Triple
+
+__all__ = ["Extractor"]
+
+
+class Extractor(Protocol):
+    """What a model must offer to be trained here. All are ``torch.nn.Module`` subclasses.
+
+    `relations` are the relations that the model can name, in its own order.
+    """
+
+    relations: tuple[str, ...]
+
+    @classmethod
+    def create(
+        cls,
+        encoder: str,
+        relations: Sequence[str],
+        *,
+        texts: Sequence[str] | None = None,
+        **options: Any,
+    ) -> Self:
+        """Make a new model. Its random numbers come from torch's global generator.
+
+        `encoder` is a Hugging Face name or folder, or a name of the model's own; `texts` are the
+        training texts, for encoders that build a vocabulary.
+        """
+
+    @classmethod
+    def load(cls, folder: Path) -> Self:
+        """Read what `save` wrote, or raise an error that names the folder and what it lacks."""
+
+    def save(self, folder: Path) -> None:
+        """Write the model to a folder, whole or not at all."""
+
+    def prepare(self, examples: Sequence[Example]) -> tuple[list[Any], Counter[str]]:
+        """Return one item per example, in order, and what alignment dropped, by reason.
+
+        ``len(item)`` is a length by which similar items are batched together.
+        """
+
+    def collate(self, items: list[Any]) -> dict[str, Tensor]:
+        """Return a batch: the keyword arguments of ``forward``, all tensors."""
+
+    def extract_scored(self, items: list[Any]) -> list[tuple[tuple[Triple, float], ...]]:
+        """Return the triples of each item, each with the least score that had to exceed 0."""
+
+    def parameter_groups(
+        self, lr: float, head_lr: float, weight_decay: float
+    ) -> list[dict[str, Any]]:
+        """Return parameter groups for AdamW, each with its own ``lr``."""
+
+    def __call__(self, **batch: Tensor) -> Tensor:
+        """Return the *mean* over the batch's examples of a loss per example.
+
+        Every parameter that requires a gradient takes part, whatever the batch holds.
+        """
+
+    def parameters(self) -> Iterator[torch.nn.Parameter]:
+        """As in ``torch.nn.Module``."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """As in ``torch.nn.Module``."""
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> Any:
+        """As in ``torch.nn.Module``."""
+
+    def train(self, mode: bool = True) -> Any:
+        """As in ``torch.nn.Module``."""
+
+    def to(self, device: torch.device) -> Any:
+        """As in ``torch.nn.Module``."""

@@ -1,0 +1,440 @@
+"""One training run: fit, keep the best epoch, survive interruption, leave a record."""
+
+import json
+import math
+import pickle
+import shlex
+import sys
+import time
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from lib.extraction.corpora import Corpus
+from lib.extraction.metrics import Scores
+from lib.extraction.records import (
+    RunRecord,
+    code_version,
+    hardware,
+    portable,
+    read_record,
+    remove_partials,
+    versions,
+    write_atomically,
+    write_record,
+)
+from lib.extraction.training._inference import check_relations, make_accelerator, score_items
+from lib.extraction.training._protocol import Extractor
+from lib.extraction.training._settings import (
+    Settings,
+    epoch_batches,
+    learning_rate_factor,
+    set_seed,
+)
+
+__all__ = ["train"]
+
+
+def train(
+    model: Extractor,
+    corpus: Corpus,
+    out: Path,
+    settings: Settings,
+    *,
+    options: Mapping[str, Any] | None = None,
+    command: str | None = None,
+    progress: bool = False,
+) -> RunRecord:
+    """Train a model, keep its best epoch on dev, and write model and run record into `out`.
+
+    Calling again with the same arguments after an interruption continues at the last finished
+    epoch, and after the end returns the record at once, leaving `model` as it is. A corpus without
+    dev split has every tenth training sentence, drawn by the seed, held out for it; this is said on
+    standard error and recorded.
+
+    Parameters
+    ----------
+    model : Extractor
+        Trained in place; afterwards it holds the weights of the best epoch.
+    corpus : Corpus
+        The model must know its relations.
+    out : Path
+        A folder, made if it is not there. One folder holds one run.
+    settings : Settings
+        How to train. Its seed is set globally for `random`, `numpy` and `torch`.
+    options : mapping, optional
+        What the model was created with, as plain JSON values, for the record.
+    command : str, optional
+        What to record as the command; by default that of the running program.
+    progress : bool
+        Report on standard error: a line per epoch, and a bar with the loss and the time left if it
+        is a terminal.
+
+    Returns
+    -------
+    RunRecord
+        With the scores of the kept model on dev, test and the corpus's further test sets.
+
+    Raises
+    ------
+    ValueError
+        If the corpus has fewer than two sentences to train on or relations that the model lacks,
+        `out` holds another run or something else, its checkpoint cannot be read, or the loss stops
+        being finite.
+    OSError
+        If the disk is full. The last checkpoint is still good.
+    """
+    return _Run(model, corpus, Path(out), settings, options or {}, command, progress).go()
+
+
+class _Run:
+    """One call of `train`: what its stages share."""
+
+    def __init__(
+        self,
+        model: Extractor,
+        corpus: Corpus,
+        out: Path,
+        settings: Settings,
+        options: Mapping[str, Any],
+        command: str | None,
+        progress: bool,
+    ) -> None:
+        self.accelerator = make_accelerator()
+        self.main = self.accelerator.is_main_process
+        self.progress = progress and self.main
+        self.held_out = 0
+        if not corpus.dev:
+            corpus, self.held_out = _with_dev(corpus, settings.seed)
+            self.say(
+                f"{corpus.name} has no dev split: {self.held_out} of "
+                f"{len(corpus.train) + self.held_out} training sentences are held out for it "
+                f"(seed {settings.seed})",
+                always=True,
+            )
+        self.splits = {"train": corpus.train, "dev": corpus.dev, "test": corpus.test}
+        self.splits |= corpus.extra
+        for examples in self.splits.values():
+            check_relations(model, examples)
+        self.model, self.corpus, self.out, self.settings = model, corpus, out, settings
+        self.command = command or shlex.join(portable(argument) for argument in sys.argv)
+        self.checkpoint = out / "checkpoint.pt"
+        self.record = out / "record.json"
+        parameters = list(model.parameters())
+        self.about = {
+            "class": type(model).__name__,
+            "parameters": sum(p.numel() for p in parameters),
+            "trainable": sum(p.numel() for p in parameters if p.requires_grad),
+            "options": {
+                name: portable(value) if isinstance(value, str) else value
+                for name, value in options.items()
+            },
+        }
+        self.progressed: dict[str, Any] = {"epochs": [], "best_epoch": 0}
+        self.best_model: dict[str, Tensor] = {}
+        self.peaks: list[float] = []
+
+    def say(self, line: str, *, always: bool = False) -> None:
+        if self.progress or (always and self.main):
+            tqdm.write(line, file=sys.stderr)
+
+    def identity(self) -> dict[str, Any]:
+        """Return what must be equal for a run to be the same run."""
+        data = {"name": self.corpus.name, "sha256": self.corpus.sha256}
+        identity = {"model": self.about, "data": data, "settings": asdict(self.settings)}
+        # Through JSON, as in the record: a tuple becomes a list in both.
+        return dict(json.loads(json.dumps(identity)))
+
+    def go(self) -> RunRecord:
+        from accelerate.utils import gather_object
+
+        if self.main:
+            self.out.mkdir(parents=True, exist_ok=True)
+            remove_partials(self.out)
+        self.accelerator.wait_for_everyone()
+        if self.record.exists():
+            done = read_record(self.record)
+            kept = {"model": done.model, "settings": done.settings}
+            kept["data"] = {name: done.data.get(name) for name in ("name", "sha256")}
+            self.check_same(kept)
+            self.say(f"{self.out} holds this run, finished: nothing to do")
+            return done
+        saved = self.read_checkpoint()
+        # Machines that do not share the folder would start at different epochs and then wait for
+        # each other for ever.
+        seen = gather_object([0 if saved is None else len(saved["progressed"]["epochs"])])
+        if len(set(seen)) > 1:
+            raise ValueError(
+                f"the processes found checkpoints of different epochs, {seen}: {self.out} must be "
+                "a folder that all machines share"
+            )
+        if saved is None and (self.out / "best").exists():
+            raise ValueError(
+                f"{self.out} holds a model of another run (best/): choose a new folder"
+            )
+        record = self.fit(saved)
+        if self.main:
+            write_record(self.record, record)
+            self.checkpoint.unlink(missing_ok=True)
+        self.accelerator.wait_for_everyone()
+        return record
+
+    def check_same(self, kept: Mapping[str, Any]) -> None:
+        wanted = _flat(self.identity())
+        found = _flat(kept)
+        for name in sorted(wanted.keys() | found.keys()):
+            if wanted.get(name) != found.get(name):
+                raise ValueError(
+                    f"{self.out} holds a different run: its {name} is {found.get(name)!r}, "
+                    f"this one's is {wanted.get(name)!r}; choose a new folder"
+                )
+
+    def read_checkpoint(self) -> dict[str, Any] | None:
+        if not self.checkpoint.exists():
+            return None
+        try:
+            saved: dict[str, Any] = torch.load(
+                self.checkpoint, map_location="cpu", weights_only=True
+            )
+            self.check_same(saved["identity"])
+        except (RuntimeError, EOFError, KeyError, pickle.UnpicklingError) as error:
+            raise ValueError(
+                f"{self.checkpoint} cannot be read ({type(error).__name__}): remove {self.out} "
+                "to start anew"
+            ) from error
+        return saved
+
+    def fit(self, saved: dict[str, Any] | None) -> RunRecord:
+        settings = self.settings
+        prepared = {split: self.model.prepare(list(e)) for split, e in self.splits.items()}
+        items = {split: pair[0] for split, pair in prepared.items()}
+        lengths = [len(item) for item in items["train"]]
+        if saved is not None:
+            self.model.load_state_dict(saved["model"])
+        optimizer = torch.optim.AdamW(
+            self.model.parameter_groups(settings.lr, settings.head_lr, settings.weight_decay),
+            fused=True,  # on a CPU five times as fast as the default for a small encoder
+        )
+        self.peaks = [group["lr"] for group in optimizer.param_groups]
+        wrapped, optimizer = self.accelerator.prepare(self.model, optimizer)
+        if saved is not None:
+            optimizer.load_state_dict(saved["optimizer"])
+            self.progressed = saved["progressed"]
+            self.best_model = saved["best_model"]
+            # The kill may have come between the checkpoint and the model that belongs to it.
+            self.save_best()
+            self.say(f"continuing after epoch {len(self.epochs)} of {settings.epochs}")
+        steps = math.ceil(len(lengths) / settings.batch_size)
+        with tqdm(
+            total=settings.epochs * steps,
+            initial=len(self.epochs) * steps,
+            unit="step",
+            disable=None if self.progress else True,
+        ) as bar:
+            while not self.finished():
+                self.one_epoch(wrapped, optimizer, items, lengths, bar)
+        self.accelerator.unwrap_model(wrapped, keep_fp32_wrapper=False)
+        self.model.load_state_dict(self.best_model)
+        scores = {
+            split: self.score(split, items[split]).to_dict()
+            for split, examples in self.splits.items()
+            if split != "train" and examples
+        }
+        return RunRecord(
+            command=self.command,
+            code=code_version(),
+            model=self.about,
+            data=self.describe_data({split: pair[1] for split, pair in prepared.items()}),
+            settings=asdict(settings),
+            hardware=hardware(
+                processes=self.accelerator.num_processes,
+                precision=self.accelerator.mixed_precision,
+            ),
+            versions=versions(),
+            wall_seconds=round(sum(epoch["seconds"] for epoch in self.epochs), 3),
+            epochs=self.epochs,
+            best_epoch=self.progressed["best_epoch"],
+            scores=scores,
+        )
+
+    @property
+    def epochs(self) -> list[dict[str, Any]]:
+        epochs: list[dict[str, Any]] = self.progressed["epochs"]
+        return epochs
+
+    def best_f1(self) -> float:
+        best = self.progressed["best_epoch"]
+        return self.epochs[best - 1]["dev"]["f1"] if best else -1.0
+
+    def is_best(self) -> bool:
+        return bool(self.progressed["best_epoch"] == len(self.epochs))
+
+    def finished(self) -> bool:
+        done = len(self.epochs)
+        waited = done - self.progressed["best_epoch"]
+        return done >= self.settings.epochs or (
+            waited >= self.settings.patience and self.best_f1() > 0
+        )
+
+    def score(self, split: str, items: list[Any]) -> Scores:
+        return score_items(
+            self.model,
+            self.splits[split],
+            items,
+            self.corpus.match,
+            2 * self.settings.batch_size,  # without gradients there is room for more
+            self.progress,
+        )
+
+    def one_epoch(
+        self,
+        wrapped: Any,
+        optimizer: Any,
+        items: dict[str, list[Any]],
+        lengths: list[int],
+        bar: Any,
+    ) -> None:
+        epoch = len(self.epochs) + 1
+        started = time.perf_counter()
+        bar.set_description(f"epoch {epoch}/{self.settings.epochs}")
+        loss = self.optimise(wrapped, optimizer, items["train"], lengths, epoch, bar)
+        dev = self.score("dev", items["dev"])
+        seconds = round(time.perf_counter() - started, 3)
+        rates = {"precision": dev.precision, "recall": dev.recall, "f1": dev.f1}
+        improved = dev.f1 > self.best_f1()
+        self.epochs.append({"epoch": epoch, "train_loss": loss, "seconds": seconds, "dev": rates})
+        if improved:
+            self.progressed["best_epoch"] = epoch
+            self.best_model = {
+                name: tensor.detach().cpu().clone()
+                for name, tensor in self.model.state_dict().items()
+            }
+        self.save_checkpoint(optimizer)
+        if improved:
+            self.save_best()
+        self.say(
+            f"epoch {epoch}: loss {loss:.4f}, dev precision {dev.precision:.4f} "
+            f"recall {dev.recall:.4f} F1 {dev.f1:.4f}{' (best)' if improved else ''}, "
+            f"{seconds:.1f} s"
+        )
+
+    def optimise(
+        self,
+        wrapped: Any,
+        optimizer: Any,
+        items: list[Any],
+        lengths: list[int],
+        epoch: int,
+        bar: Any,
+    ) -> float:
+        """Take the steps of one epoch and return the mean loss per sentence."""
+        settings, accelerator = self.settings, self.accelerator
+        rank, world = accelerator.process_index, accelerator.num_processes
+        set_seed(settings.seed, epoch=epoch, rank=rank)
+        self.model.train(True)
+        batches = epoch_batches(lengths, settings.batch_size, seed=settings.seed, epoch=epoch)
+        total = torch.zeros((), device=accelerator.device, dtype=torch.float64)
+        for number, batch in enumerate(batches):
+            factor = learning_rate_factor(
+                (epoch - 1) * len(batches) + number,
+                settings.epochs * len(batches),
+                warmup=settings.warmup,
+                schedule=settings.schedule,
+            )
+            for group, peak in zip(optimizer.param_groups, self.peaks, strict=True):
+                group["lr"] = peak * factor
+            # A batch with fewer sentences than processes: the idle ones repeat its first sentence
+            # with weight 0, as all must take part in the exchange of gradients.
+            mine = batch[rank::world]
+            tensors = self.model.collate([items[i] for i in mine or batch[:1]])
+            tensors = {name: value.to(accelerator.device) for name, value in tensors.items()}
+            # Processes average their gradients. With these weights the average is the gradient of
+            # the mean over the whole batch, however unequal the shares are.
+            loss = wrapped(**tensors) * (len(mine) * world / len(batch))
+            accelerator.backward(loss)
+            accelerator.clip_grad_norm_(self.model.parameters(), settings.clip)
+            optimizer.step()
+            optimizer.zero_grad()
+            total += loss.detach() * (len(batch) / world)
+            bar.update()
+            if number % 10 == 0:  # reading the loss makes a GPU wait
+                bar.set_postfix(loss=f"{loss.item():.4f}")
+        mean: float = accelerator.reduce(total, reduction="sum").item() / len(lengths)
+        if not math.isfinite(mean):
+            raise ValueError(
+                f"the training loss is {mean} in epoch {epoch}: lower lr {settings.lr} or head_lr "
+                f"{settings.head_lr}"
+            )
+        return mean
+
+    def save_checkpoint(self, optimizer: Any) -> None:
+        state = {
+            "identity": self.identity(),
+            "progressed": self.progressed,
+            # The same tensors are stored once.
+            "model": self.best_model if self.is_best() else self.model.state_dict(),
+            "best_model": self.best_model,
+            "optimizer": optimizer.state_dict(),
+        }
+        if self.main:
+            write_atomically(self.checkpoint, lambda file: torch.save(state, file))
+        self.accelerator.wait_for_everyone()
+
+    def save_best(self) -> None:
+        """Write the best weights as a model of their own, always after their checkpoint."""
+        if not self.main:
+            return
+        current = {name: tensor.clone() for name, tensor in self.model.state_dict().items()}
+        self.model.load_state_dict(self.best_model)
+        self.model.save(self.out / "best")
+        self.model.load_state_dict(current)
+
+    def describe_data(self, unaligned: Mapping[str, Counter[str]]) -> dict[str, Any]:
+        corpus = self.corpus
+        return {
+            "name": corpus.name,
+            "licence": corpus.licence,
+            "match": corpus.match,
+            "sha256": corpus.sha256,
+            "relations": list(corpus.relations),
+            "sentences": {split: len(examples) for split, examples in self.splits.items()},
+            "triples": {
+                split: sum(len(example.triples) for example in examples)
+                for split, examples in self.splits.items()
+            },
+            "dropped": dict(corpus.dropped),
+            "unaligned": {split: dict(counts) for split, counts in unaligned.items()},
+            "dev_from_train": self.held_out,
+        }
+
+
+def _with_dev(corpus: Corpus, seed: int) -> tuple[Corpus, int]:
+    """Move every tenth training sentence, at least one, to the dev split."""
+    held_out = max(1, len(corpus.train) // 10)
+    if len(corpus.train) < 2:
+        raise ValueError(
+            f"{corpus.name} has no dev split, so at least 2 training sentences are needed, "
+            f"got {len(corpus.train)}"
+        )
+    chosen = set(np.random.default_rng(seed).permutation(len(corpus.train))[:held_out].tolist())
+    dev = tuple(e for i, e in enumerate(corpus.train) if i in chosen)
+    rest = tuple(e for i, e in enumerate(corpus.train) if i not in chosen)
+    return replace(corpus, train=rest, dev=dev), held_out
+
+
+def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return the leaves of nested mappings under dotted names."""
+    leaves: dict[str, Any] = {}
+    for name, value in tree.items():
+        if isinstance(value, Mapping):
+            leaves |= _flat(value, f"{prefix}{name}.")
+        else:
+            leaves[prefix + name] = value
+    return leaves

@@ -1,0 +1,181 @@
+"""How to train: the settings, and what of an epoch follows from them alone."""
+
+import math
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+
+__all__ = ["Settings", "epoch_batches", "learning_rate_factor", "set_seed"]
+
+SCHEDULES = ("linear", "constant")
+_POOL = 16  # batches that are sorted by length together: enough to save padding, few enough to mix
+
+
+def _setting(default: Any, note: str) -> Any:
+    return field(default=default, metadata={"help": note})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """How to train. The command line offers each field as an option of the same name.
+
+    Parameters
+    ----------
+    epochs : int
+        Most passes over the training set; the schedule is laid out over this many.
+    batch_size : int
+        Sentences per step, over all processes together.
+    lr, head_lr : float
+        Peak learning rates of the encoder and of what is new on top of it.
+    weight_decay : float
+        AdamW's decoupled decay, ``>= 0``.
+    warmup : float
+        Share of all steps, in ``[0, 1)``, over which the rates rise from 0.
+    schedule : {"linear", "constant"}
+        What follows the warm-up: a straight fall to 0, or no change.
+    clip : float
+        Largest norm of the gradient, ``> 0``; longer ones are scaled down.
+    patience : int
+        Epochs without a better dev F1 after which training ends. Epochs before the first F1 above
+        0 do not count.
+    seed : int
+        Of the order of sentences, of dropout and, in the commands, of new weights.
+
+    Raises
+    ------
+    ValueError
+        If a value is out of its range.
+
+    Examples
+    --------
+    >>> Settings(epochs=3).batch_size
+    16
+    >>> Settings(warmup=1.0)
+    Traceback (most recent call last):
+        ...
+    ValueError: warmup must lie in [0, 1), got 1.0
+    """
+
+    epochs: int = _setting(20, "Most passes over the training set.")
+    batch_size: int = _setting(16, "Sentences per step, over all processes together.")
+    lr: float = _setting(1e-4, "Peak learning rate of the encoder.")
+    head_lr: float = _setting(1e-3, "Peak learning rate of the parts on top of the encoder.")
+    weight_decay: float = _setting(0.01, "AdamW's weight decay.")
+    warmup: float = _setting(0.1, "Share of all steps over which the rates rise from 0.")
+    schedule: str = _setting("linear", "After the warm-up: linear (falls to 0) or constant.")
+    clip: float = _setting(1.0, "Largest norm of the gradient.")
+    patience: int = _setting(5, "Epochs without a better dev F1 before training ends.")
+    seed: int = _setting(0, "Seed of weights, order and dropout.")
+
+    def __post_init__(self) -> None:
+        """Refuse values that cannot train."""
+        for name in ("epochs", "batch_size", "patience"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        for name in ("lr", "head_lr", "clip"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise ValueError(f"{name} must be above 0 and finite, got {getattr(self, name)}")
+        for name in ("weight_decay", "seed"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"{name} must be 0 or more, got {getattr(self, name)}")
+        if not 0 <= self.warmup < 1:
+            raise ValueError(f"warmup must lie in [0, 1), got {self.warmup}")
+        if self.schedule not in SCHEDULES:
+            raise ValueError(f"schedule must be one of {SCHEDULES}, got {self.schedule!r}")
+
+
+def learning_rate_factor(step: int, total: int, *, warmup: float, schedule: str) -> float:
+    """Return the share of the peak learning rate at a step.
+
+    With :math:`w` the number of warm-up steps and :math:`T` the total, step :math:`t` has
+    :math:`(t+1)/w` while :math:`t<w`, then :math:`(T-t)/(T-w)` (linear) or 1 (constant).
+
+    Parameters
+    ----------
+    step : int
+        Counted from 0, below `total`.
+    total : int
+        Steps of the whole run.
+    warmup : float
+        Share of `total`, in ``[0, 1)``.
+    schedule : {"linear", "constant"}
+        What follows the warm-up.
+
+    Examples
+    --------
+    >>> [learning_rate_factor(t, 8, warmup=0.5, schedule="linear") for t in range(8)]
+    [0.25, 0.5, 0.75, 1.0, 1.0, 0.75, 0.5, 0.25]
+    >>> [learning_rate_factor(t, 4, warmup=0.5, schedule="constant") for t in range(4)]
+    [0.5, 1.0, 1.0, 1.0]
+    """
+    rise = int(warmup * total)
+    if step < rise:
+        return (step + 1) / rise
+    return 1.0 if schedule == "constant" else (total - step) / (total - rise)
+
+
+def epoch_batches(
+    lengths: Sequence[int], batch_size: int, *, seed: int, epoch: int
+) -> list[list[int]]:
+    """Cut one epoch into batches of similar length, in an order of its own.
+
+    The examples are shuffled, then sorted by length within pools of 16 batches, cut, and the
+    batches shuffled. Each example is in exactly one batch. The result depends on the arguments
+    alone.
+
+    Parameters
+    ----------
+    lengths : sequence of int
+        One per example; any unit.
+    batch_size : int
+        Examples per batch; one batch may be smaller.
+    seed, epoch : int
+        Both ``>= 0``; each pair has its own order.
+
+    Returns
+    -------
+    list of list of int
+        Indices into `lengths`.
+
+    Examples
+    --------
+    >>> batches = epoch_batches([9, 1, 8, 2, 1], 2, seed=0, epoch=1)
+    >>> sorted(map(sorted, batches))
+    [[0], [1, 4], [2, 3]]
+    """
+    rng = np.random.default_rng([seed, epoch])
+    order = rng.permutation(len(lengths)).tolist()
+    batches: list[list[int]] = []
+    for start in range(0, len(order), _POOL * batch_size):
+        pool = sorted(order[start : start + _POOL * batch_size], key=lengths.__getitem__)
+        batches += [pool[cut : cut + batch_size] for cut in range(0, len(pool), batch_size)]
+    return [batches[k] for k in rng.permutation(len(batches))]
+
+
+def set_seed(seed: int, *, epoch: int = 0, rank: int = 0) -> None:
+    """Set the global generators of `random`, `numpy` and `torch` from three numbers.
+
+    `lib.extraction.training.train` calls it at the start of each epoch, counted from 1, so that
+    nothing random reaches from one epoch into the next. Epoch 0 is for making the model.
+
+    Parameters
+    ----------
+    seed, epoch, rank : int
+        All ``>= 0``; each three have their own random numbers. `rank` counts the processes.
+
+    Examples
+    --------
+    >>> set_seed(7)
+    >>> first = torch.rand(1)
+    >>> set_seed(7)
+    >>> bool(first == torch.rand(1))
+    True
+    """
+    drawn = int(np.random.SeedSequence([seed, epoch, rank]).generate_state(1)[0])
+    random.seed(drawn)
+    np.random.seed(drawn)
+    torch.manual_seed(drawn)

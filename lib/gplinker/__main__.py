@@ -1,0 +1,28 @@
+"""The command line of GPLinker: ``python -m lib.gplinker train|evaluate|predict``."""
+
+import click
+
+from lib.extraction.commands import extractor_commands
+from lib.gplinker.model import GPLinker
+
+main = extractor_commands(
+    GPLinker,
+    "python -m lib.gplinker",
+    [
+        click.Option(
+            ["--pointer"],
+            type=click.Choice(["efficient", "standard"]),
+            help="Kind of GlobalPointer. [default: efficient]",
+        ),
+        click.Option(["--head-size"], type=click.IntRange(2), help="Size of queries and keys."),
+        click.Option(
+            ["--freeze-embeddings/--train-embeddings"],
+            default=None,
+            help="Whether word embeddings stay as they are. [default: train]",
+        ),
+        click.Option(["--max-length"], type=click.IntRange(3), help="Most tokens per text."),
+    ],
+)
+
+if __name__ == "__main__":
+    main(prog_name="python -m lib.gplinker")

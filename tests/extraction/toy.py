@@ -1,0 +1,162 @@
+"""A tiny model that keeps the Extractor protocol: the test double of training and commands.
+
+It learns which relations a verb names, between the first and the last word of a sentence. It can
+be run like a real model, ``python -m tests.extraction.toy train …``, which the tests do to kill it
+and to start two processes.
+"""
+
+import json
+import os
+import re
+import signal
+from collections import Counter
+from pathlib import Path
+
+import click
+import torch
+from torch import nn
+
+from lib.extraction.commands import extractor_commands
+from lib.extraction.corpora import Corpus
+from lib.extraction.records import write_atomically
+from lib.extraction.triples import Example, Span, Triple
+
+VERBS = {
+    "wrote": ("author of",),
+    "met": ("knows",),
+    "married": ("knows", "spouse of"),
+    "left": (),
+    "founded": ("founder of",),
+    "runs": ("works for", "head of"),
+}
+NAMES = ("Ada", "Bo", "Cy", "Di", "Ed", "Flo", "Gus", "Hal")
+RELATIONS = tuple(sorted({relation for named in VERBS.values() for relation in named}))
+
+
+def sentence(index):
+    verb = list(VERBS)[index % len(VERBS)]
+    first, last = NAMES[index // 2 % len(NAMES)], NAMES[(index * 3 + 1) % len(NAMES)]
+    text = f"{first} {'really ' * (index % 4)}{verb} {last}"
+    ends = Span(0, len(first)), Span(len(text) - len(last), len(text))
+    return Example(f"s{index}", text, tuple(Triple(ends[0], r, ends[1]) for r in VERBS[verb]))
+
+
+def toy_corpus(train=37, dev=12, test=12, **changes):
+    examples = [sentence(index) for index in range(train + dev + test)]
+    return Corpus(
+        **{
+            "name": "toy",
+            "licence": "none",
+            "relations": RELATIONS,
+            "train": tuple(examples[:train]),
+            "dev": tuple(examples[train : train + dev]),
+            "test": tuple(examples[train + dev :]),
+            "dropped": Counter(),
+            "match": "exact",
+            "sha256": "0" * 64,
+            "extra": {},
+            **changes,
+        }
+    )
+
+
+class Toy(nn.Module):
+    def __init__(self, words, relations, dropout):
+        super().__init__()
+        self.words, self.relations, self.dropout = list(words), tuple(relations), dropout
+        self.embedding = nn.Embedding(len(self.words) + 1, 16)
+        self.head = nn.Linear(16, len(self.relations))
+
+    @classmethod
+    def create(cls, encoder, relations, *, texts=None, dropout=0.1, **unknown):
+        if unknown:
+            raise TypeError(f"options: not known: {', '.join(unknown)}")
+        if encoder != "toy":
+            raise ValueError(f"encoder: expected 'toy', got {encoder!r}")
+        return cls(sorted({word for text in texts for word in text.split()}), relations, dropout)
+
+    def prepare(self, examples):
+        ids = {word: number for number, word in enumerate(self.words, 1)}
+        items = []
+        for example in examples:
+            found = [m.span() for m in re.finditer(r"\S+", example.text)]
+            items.append(
+                Item(
+                    [ids.get(example.text[a:b], 0) for a, b in found],
+                    found,
+                    {t.relation for t in example.triples},
+                )
+            )
+        return items, Counter({"no words": n} if (n := sum(not len(i) for i in items)) else {})
+
+    def collate(self, items):
+        length = max(len(item) for item in items)
+        return {
+            "ids": torch.tensor([item.ids + [0] * (length - len(item)) for item in items]),
+            "labels": torch.tensor(
+                [[float(r in item.relations) for r in self.relations] for item in items]
+            ),
+        }
+
+    def logits(self, ids):
+        states = nn.functional.dropout(self.embedding(ids), self.dropout, self.training)
+        return self.head(torch.where(ids[..., None] > 0, states, 0.0).sum(1))
+
+    def forward(self, ids, labels):
+        if os.environ.get("TOY_DIES_AT_STEP"):  # a kill between two steps of an epoch
+            os.environ["TOY_DIES_AT_STEP"] = str(int(os.environ["TOY_DIES_AT_STEP"]) - 1)
+            if os.environ["TOY_DIES_AT_STEP"] == "0":
+                os.kill(os.getpid(), signal.SIGKILL)
+        loss = nn.functional.binary_cross_entropy_with_logits(
+            self.logits(ids), labels, reduction="none"
+        )
+        return loss.sum(1).mean()
+
+    def extract_scored(self, items):
+        assert not self.training
+        logits = self.logits(self.collate(items)["ids"].to(self.head.weight.device)).tolist()
+        return [
+            tuple(
+                (Triple(Span(*item.spans[0]), relation, Span(*item.spans[-1])), score)
+                for relation, score in zip(self.relations, row, strict=True)
+                if score > 0 and len(item) > 1
+            )
+            for item, row in zip(items, logits, strict=True)
+        ]
+
+    def parameter_groups(self, lr, head_lr, weight_decay):
+        return [
+            {"params": [self.embedding.weight], "lr": lr, "weight_decay": weight_decay},
+            {"params": list(self.head.parameters()), "lr": head_lr, "weight_decay": 0.0},
+        ]
+
+    def save(self, folder):
+        folder.mkdir(exist_ok=True)
+        config = {"words": self.words, "relations": self.relations, "dropout": self.dropout}
+        text = json.dumps(config).encode()
+        write_atomically(folder / "config.json", lambda file: file.write(text))
+        write_atomically(folder / "weights.pt", lambda file: torch.save(self.state_dict(), file))
+
+    @classmethod
+    def load(cls, folder):
+        if not (folder / "weights.pt").is_file():
+            raise FileNotFoundError(f"{folder}: expected a saved model, but it has no weights.pt")
+        model = cls(**json.loads((Path(folder) / "config.json").read_text()))
+        model.load_state_dict(torch.load(folder / "weights.pt"))
+        return model
+
+
+class Item:
+    def __init__(self, ids, spans, relations):
+        self.ids, self.spans, self.relations = ids, spans, relations
+
+    def __len__(self):
+        return len(self.ids)
+
+
+main = extractor_commands(
+    Toy, "python -m tests.extraction.toy", [click.Option(["--dropout"], type=float)]
+)
+
+if __name__ == "__main__":
+    main(prog_name="python -m tests.extraction.toy")
