@@ -1,0 +1,206 @@
+"""`load_corpus`: from the word a reader types to the corpus."""
+
+import hashlib
+import sys
+from collections import Counter
+from collections.abc import Collection, Iterable
+from pathlib import Path
+from typing import Literal
+
+from lib.extraction.corpora.jsonl import read_counted
+from lib.extraction.corpora.known import KNOWN, differs, fetch, say_licence
+from lib.extraction.corpora.published import unzip
+from lib.extraction.synthetic import synthetic_corpus
+from lib.extraction.triples import Corpus, Example, digest
+
+__all__ = ["check_relations", "load_corpus"]
+
+SPLITS = ("train", "dev", "test")
+
+OWN_LICENCE = "The reader's own data."
+
+
+def load_corpus(data: str) -> Corpus:
+    """Load a corpus.
+
+    Parameters
+    ----------
+    data : str
+        One of
+
+        - ``"synthetic"`` or ``"synthetic:SEED"``: generated, see
+          `lib.extraction.synthetic.synthetic_corpus`;
+        - ``"conll04"``, ``"webnlg"``, ``"webnlg_star"``, ``"nyt"``, ``"nyt_star"``: downloaded
+          once, with checksum, and kept in the cache folder of the machine;
+        - one of these names or ``"duie"``, with a folder that holds the files:
+          ``"conll04=FOLDER"``. Files that differ from the pinned ones are read all the same;
+          this is said on stderr and noted in ``notes``;
+        - a folder with ``train.jsonl`` and, if wanted, ``dev.jsonl`` and ``test.jsonl``, or a
+          single ``.jsonl`` file, which becomes ``train``; see `read_jsonl`.
+
+    Returns
+    -------
+    Corpus
+        With the sha256 of each file in ``files`` and of the examples as read in ``sha256``.
+
+    Raises
+    ------
+    ValueError
+        If the name is unknown, a file is malformed or empty, or the reader's own ``dev`` or
+        ``test`` has a relation that ``train`` has not.
+    FileNotFoundError
+        If a file or folder is missing.
+    OSError
+        If a download fails.
+
+    Notes
+    -----
+    The licence of a published corpus is printed to stderr when it is first used on a machine.
+
+    Examples
+    --------
+    >>> corpus = load_corpus("synthetic:1")
+    >>> corpus.name, len(corpus.train), len(corpus.relations)
+    ('synthetic:1', 1000, 14)
+    """
+    name, equals, folder = data.partition("=")
+    if equals and name in KNOWN:
+        return _published(name, Path(folder))
+    if data in KNOWN:
+        if not KNOWN[data].url:
+            raise ValueError(
+                f"{data} cannot be downloaded: {KNOWN[data].licence} Give the folder that holds "
+                f"{KNOWN[data].splits['train'].file} as {data}=FOLDER"
+            )
+        return _published(data, None)
+    kind, _, seed = data.partition(":")
+    if kind == "synthetic":
+        if seed and not seed.isdecimal():
+            raise ValueError(f"the seed of a synthetic corpus must be a whole number, got {seed!r}")
+        return synthetic_corpus(int(seed or 0))
+    path = Path(data)
+    if path.is_dir():
+        return _own(path.name, {split: path / f"{split}.jsonl" for split in SPLITS})
+    if path.is_file():
+        return _own(path.stem, {"train": path})
+    raise ValueError(
+        f"data must be 'synthetic', 'synthetic:SEED', one of {', '.join(KNOWN)}, NAME=FOLDER for "
+        f"one of these, or an existing folder or .jsonl file; got {data!r}"
+    )
+
+
+def check_relations(
+    examples: Iterable[Example], relations: Collection[str], *, where: str = "the data"
+) -> None:
+    """Refuse examples with a relation that a model does not know.
+
+    Raises
+    ------
+    ValueError
+        Naming the first such relation, its example, and the known relations.
+
+    Examples
+    --------
+    >>> check_relations([Example("1", "Ada")], ["wrote"])
+    """
+    known = set(relations)
+    for example in examples:
+        for triple in example.triples:
+            if triple.relation not in known:
+                raise ValueError(
+                    f"{where}, example {example.id!r}: unknown relation {triple.relation!r}; "
+                    f"known are {', '.join(sorted(known))}"
+                )
+
+
+def _published(name: str, folder: Path | None) -> Corpus:
+    """Load a published corpus, from the cache or from a reader's folder."""
+    known = KNOWN[name]
+    if folder is not None and not folder.is_dir():
+        raise FileNotFoundError(f"{name}: there is no folder {str(folder)!r}")
+    say_licence(name, known.licence)
+    splits: dict[str, tuple[Example, ...]] = dict.fromkeys(SPLITS, ())
+    dropped: Counter[str] = Counter()
+    notes: Counter[str] = Counter()
+    files: dict[str, str] = {}
+    for split, source in known.splits.items():
+        path = fetch(name, source) if folder is None else folder / source.file
+        if not path.is_file():
+            raise FileNotFoundError(f"{name}: there is no file {str(path)!r}")
+        raw = path.read_bytes()
+        if source.file not in files:
+            files[source.file] = hashlib.sha256(raw).hexdigest()
+            found = differs(source, raw)
+            if found:
+                notes[f"{source.file}: not the pinned file"] += 1
+                print(
+                    f"{path}: not the pinned file: expected {source.checksum}, got {found}",
+                    file=sys.stderr,
+                )
+        text = unzip(raw, source.member, str(path)) if source.member else raw
+        reading = known.reader(text, str(path))
+        if not reading.examples:
+            raise ValueError(f"{path}: the file holds no examples")
+        splits[split] = reading.examples
+        for total, counts in ((dropped, reading.dropped), (notes, reading.notes)):
+            for reason, count in counts.items():
+                total[f"{split}: {reason}"] += count
+    trained = _relations(splits["train"])
+    for split in SPLITS[1:]:
+        unseen = sum(
+            triple.relation not in trained
+            for example in splits[split]
+            for triple in example.triples
+        )
+        if unseen:
+            notes[f"{split}: triple of a relation that train has not"] += unseen
+    return _corpus(name, known.licence, splits, dropped, notes, files, match=known.match)
+
+
+def _own(name: str, paths: dict[str, Path]) -> Corpus:
+    """Load a reader's own files; only the first, ``train``, must exist."""
+    splits: dict[str, tuple[Example, ...]] = dict.fromkeys(SPLITS, ())
+    dropped: Counter[str] = Counter()
+    files: dict[str, str] = {}
+    for split, path in paths.items():
+        if not path.is_file():
+            if split == "train":
+                raise FileNotFoundError(f"there is no file {str(path)!r} to train on")
+            continue
+        splits[split], repeated = read_counted(path)
+        files[path.name] = hashlib.sha256(path.read_bytes()).hexdigest()
+        if repeated:
+            dropped[f"{split}: triple repeated"] += repeated
+        check_relations(splits[split], _relations(splits["train"]), where=str(path))
+    return _corpus(name, OWN_LICENCE, splits, dropped, Counter(), files, match="exact")
+
+
+def _relations(examples: Iterable[Example]) -> set[str]:
+    """Collect the relations of examples."""
+    return {triple.relation for example in examples for triple in example.triples}
+
+
+def _corpus(
+    name: str,
+    licence: str,
+    splits: dict[str, tuple[Example, ...]],
+    dropped: Counter[str],
+    notes: Counter[str],
+    files: dict[str, str],
+    *,
+    match: Literal["exact", "text", "partial"],
+) -> Corpus:
+    """Put together what was read."""
+    return Corpus(
+        name=name,
+        licence=licence,
+        relations=tuple(sorted(_relations(e for split in splits.values() for e in split))),
+        train=splits["train"],
+        dev=splits["dev"],
+        test=splits["test"],
+        dropped=dropped,
+        match=match,
+        sha256=digest(splits),
+        notes=notes,
+        files=files,
+    )

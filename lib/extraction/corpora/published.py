@@ -1,0 +1,335 @@
+"""Readers for the file formats of published corpora.
+
+Each reader takes the bytes of one file and returns its examples, with two counts: triples of the
+file that are not in the examples, by reason; and decisions that lost nothing.
+"""
+
+import ast
+import io
+import json
+import zipfile
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, NamedTuple
+
+from lib.extraction.corpora.jsonl import parse_lines
+from lib.extraction.triples import Example, Span, Triple, occurrences
+
+__all__ = ["Reading", "place_entities", "read_conll04", "read_duie", "read_triple_lists", "unzip"]
+
+NOT_IN_TEXT = "entity not in the text"
+REPEATED = "triple repeated"
+NOT_AN_END = "relation on a token that ends no entity"
+
+SEVERAL = "entity that occurs several times"
+LOOSE_TAG = "entity that begins with an I- tag"
+INSIDE_A_WORD = "entity that occurs only inside a word"
+
+
+class Reading(NamedTuple):
+    """What one file gave."""
+
+    examples: tuple[Example, ...]
+    dropped: Counter[str]
+    notes: Counter[str]
+
+
+Reader = Callable[[bytes, str], Reading]
+
+
+def read_conll04(data: bytes, where: str) -> Reading:
+    """Read CoNLL04 in the column format of Bekoulis et al. (2018).
+
+    A sentence begins with ``#doc``; each further line has five columns: number of the token, the
+    token, its BIO tag, a list of relations and a list of the tokens they point to. A relation
+    stands on the *last* token of its subject and points to the *last* token of its object. The
+    text is the tokens joined by single spaces. An ``I-`` tag that continues nothing begins an
+    entity, and is noted.
+
+    Raises
+    ------
+    ValueError
+        If a line has another form, with its number.
+    """
+    examples = []
+    dropped: Counter[str] = Counter()
+    notes: Counter[str] = Counter()
+    for name, rows in _conll_sentences(data, where):
+        starts = []
+        length = 0
+        for row in rows:
+            starts.append(length)
+            length += len(row.token) + 1
+        # Where the entity that a token belongs to begins; None for a token outside.
+        begins: list[int | None] = []
+        for index, row in enumerate(rows):
+            goes_on = index > 0 and row.tag == f"I-{rows[index - 1].tag[2:]}"
+            notes[LOOSE_TAG] += row.tag.startswith("I-") and not goes_on
+            begins.append(None if row.tag == "O" else begins[-1] if goes_on else index)
+        entities = {
+            index: Span(starts[first], starts[index] + len(rows[index].token))
+            for index, first in enumerate(begins)
+            if first is not None and (index + 1 == len(rows) or begins[index + 1] != first)
+        }
+        triples = []
+        for index, row in enumerate(rows):
+            for relation, target in row.links:
+                if index in entities and target in entities:
+                    triples.append(Triple(entities[index], relation, entities[target]))
+                else:
+                    dropped[NOT_AN_END] += 1
+        distinct = tuple(dict.fromkeys(triples))
+        dropped[REPEATED] += len(triples) - len(distinct)
+        examples.append(Example(name, " ".join(row.token for row in rows), distinct))
+    return Reading(tuple(examples), +dropped, +notes)
+
+
+class _Row(NamedTuple):
+    """One token line of CoNLL04."""
+
+    line: int
+    token: str
+    tag: str
+    links: list[tuple[str, int]]
+
+
+def _conll_sentences(data: bytes, where: str) -> Iterator[tuple[str, list[_Row]]]:
+    """Yield the name and the rows of each sentence."""
+    name: str | None = None
+    rows: list[_Row] = []
+    for number, text in _lines(data, where):
+        if text.startswith("#doc"):
+            if name is not None:
+                yield name, _linked(rows, where)
+            name, rows = text.removeprefix("#doc").strip(), []
+        elif name is None:
+            raise ValueError(f"{where}, line {number}: expected '#doc' before the first token")
+        else:
+            rows.append(_row(text, number, len(rows), f"{where}, line {number}"))
+    if name is not None:
+        yield name, _linked(rows, where)
+
+
+def _linked(rows: list[_Row], where: str) -> list[_Row]:
+    """Check that relations point to tokens of the sentence."""
+    for row in rows:
+        for relation, target in row.links:
+            if not 0 <= target < len(rows):
+                raise ValueError(
+                    f"{where}, line {row.line}: {relation!r} points to token {target}, "
+                    f"but the sentence has {len(rows)}"
+                )
+    return rows
+
+
+def _row(text: str, line: int, index: int, where: str) -> _Row:
+    """Read one token line."""
+    columns = text.split("\t")
+    if len(columns) != 5:
+        raise ValueError(f"{where}: expected 5 columns separated by tabs, got {len(columns)}")
+    number, token, tag, names, targets = columns
+    if number != str(index):
+        raise ValueError(f"{where}: expected token number {index}, got {number!r}")
+    if not token:
+        raise ValueError(f"{where}: the token is empty")
+    if tag != "O" and tag[:2] not in ("B-", "I-"):
+        raise ValueError(f"{where}: the tag must be 'O', 'B-…' or 'I-…', got {tag!r}")
+    if names == "['N']":  # most tokens; worth not parsing
+        return _Row(line, token, tag, [])
+    try:
+        relations, ends = ast.literal_eval(names), ast.literal_eval(targets)
+    except (SyntaxError, ValueError) as error:
+        raise ValueError(
+            f"{where}: columns 4 and 5 must be lists, got {names} {targets}"
+        ) from error
+    if not (
+        isinstance(relations, list)
+        and isinstance(ends, list)
+        and len(relations) == len(ends)
+        and all(isinstance(name, str) for name in relations)
+        and all(isinstance(end, int) for end in ends)
+    ):
+        raise ValueError(
+            f"{where}: columns 4 and 5 must be lists of names and of token numbers, of the same "
+            f"length, got {names} {targets}"
+        )
+    links = [(name, end) for name, end in zip(relations, ends, strict=True) if name != "N"]
+    return _Row(line, token, tag, links)
+
+
+def _lines(data: bytes, where: str) -> Iterator[tuple[int, str]]:
+    """Yield number and text of each line that is not blank."""
+    for number, raw in enumerate(data.split(b"\n"), start=1):
+        try:
+            text = raw.decode("utf-8").rstrip("\r")
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{where}, line {number}: not UTF-8") from error
+        if text.strip():
+            yield number, text
+
+
+def read_triple_lists(data: bytes, where: str) -> Reading:
+    """Read NYT or WebNLG as JSON: a list of ``{"text": …, "triple_list": [[s, r, o], …]}``.
+
+    The entities are strings; `place_entities` says which occurrence each one means.
+
+    Raises
+    ------
+    ValueError
+        If the file is not JSON of this form, with the line or the number of the record.
+    """
+    try:
+        records = json.loads(data.decode("utf-8"))
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{where}: not UTF-8 (byte {error.start + 1})") from error
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{where}, line {error.lineno}: not valid JSON ({error.msg})") from error
+    if not isinstance(records, list):
+        raise ValueError(f"{where}: expected a list of records, got {type(records).__name__}")
+
+    def facts(record: Any) -> Iterable[tuple[str, str, str]]:
+        for triple in record["triple_list"]:
+            subject, relation, object_ = triple
+            yield subject, relation, object_
+
+    return _place_all(enumerate(records, start=1), facts, f"{where}, record")
+
+
+def read_duie(data: bytes, where: str) -> Reading:
+    """Read DuIE 1.0: one ``{"text": …, "spo_list": […]}`` a line, as text or packed in a zip.
+
+    The entities are strings; `place_entities` says which occurrence each one means.
+
+    Raises
+    ------
+    ValueError
+        If a line has another form, with its number.
+    """
+
+    def facts(record: Any) -> Iterable[tuple[str, str, str]]:
+        for spo in record["spo_list"]:
+            yield spo["subject"], spo["predicate"], spo["object"]
+
+    return _place_all(parse_lines(data, where), facts, f"{where}, line")
+
+
+def unzip(data: bytes, member: str, where: str) -> bytes:
+    """Return one file of a zip archive.
+
+    Raises
+    ------
+    ValueError
+        If `data` is no zip archive or has no such file.
+    """
+    try:
+        with zipfile.ZipFile(io.BytesIO(data)) as archive:
+            return archive.read(member)
+    except zipfile.BadZipFile as error:
+        raise ValueError(f"{where}: not a zip archive") from error
+    except KeyError as error:
+        raise ValueError(f"{where}: the archive holds no {member!r}") from error
+
+
+def _place_all(
+    records: Iterable[tuple[int, Any]],
+    facts: Callable[[Any], Iterable[tuple[str, str, str]]],
+    where: str,
+) -> Reading:
+    """Turn records with entities as strings into examples."""
+    examples = []
+    dropped: Counter[str] = Counter()
+    notes: Counter[str] = Counter()
+    for number, record in records:
+        try:
+            text, stated = record["text"], list(facts(record))
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(
+                f"{where} {number}: not a record with a text and its triples "
+                f"({type(error).__name__}: {error})"
+            ) from error
+        for value in (text, *(part for fact in stated for part in fact)):
+            if not isinstance(value, str):
+                raise ValueError(
+                    f"{where} {number}: text, entities and relations must be strings, got {value!r}"
+                )
+        distinct = dict.fromkeys(stated)
+        dropped[REPEATED] += len(stated) - len(distinct)
+        places = place_entities(text, [e for s, _, o in distinct for e in (s, o)], notes)
+        triples = []
+        for subject, relation, object_ in distinct:
+            if subject in places and object_ in places:
+                triples.append(Triple(places[subject], relation, places[object_]))
+            else:
+                dropped[NOT_IN_TEXT] += 1
+        examples.append(Example(str(number), text, tuple(triples)))
+    return Reading(tuple(examples), +dropped, +notes)
+
+
+def place_entities(
+    text: str, entities: Iterable[str], notes: Counter[str] | None = None
+) -> dict[str, Span]:
+    """Choose for each entity string the one place in the text that it shall mean.
+
+    Corpora that give entities as strings leave open which occurrence is meant. Here an entity has
+    one place in a text, the same in all its triples, so that triples that share an entity share
+    its span. Among the occurrences the first is taken of those that are, in this order of weight,
+
+    1. not in the middle of a word ("Iran" in "Iranian");
+    2. between spaces or the ends of the text;
+    3. not inside a longer entity of the same text ("Cesena" in "A.C. Cesena").
+
+    Parameters
+    ----------
+    text : str
+        The text.
+    entities : iterable of str
+        The entity strings of all its triples.
+    notes : Counter of str, optional
+        Receives the number of entities that occur several times, or only inside words.
+
+    Returns
+    -------
+    dict of str to Span
+        Without the entities that do not occur in the text.
+
+    Examples
+    --------
+    >>> text = "A.C. Cesena is from Cesena"
+    >>> place_entities(text, ["A.C. Cesena", "Cesena"])["Cesena"]
+    Span(start=20, end=26)
+    """
+    found = {entity: occurrences(text, entity) for entity in dict.fromkeys(entities)}
+    every = [span for spans in found.values() for span in spans]
+
+    def rank(span: Span) -> tuple[bool, bool, bool, int]:
+        return (
+            _cuts_word(text, span.start) or _cuts_word(text, span.end),
+            not (_space(text, span.start - 1) and _space(text, span.end)),
+            any(span.inside(other) for other in every),
+            span.start,
+        )
+
+    places = {}
+    for entity, spans in found.items():
+        ranked = sorted((rank(span), span) for span in spans)
+        if ranked:
+            places[entity] = ranked[0][1]
+        if ranked and notes is not None:
+            whole = sum(not in_word for (in_word, *_), _ in ranked)
+            notes[SEVERAL] += whole > 1
+            notes[INSIDE_A_WORD] += not whole
+    return places
+
+
+def _cuts_word(text: str, border: int) -> bool:
+    """Tell whether the characters on both sides of a border belong to one word."""
+    if not 0 < border < len(text):
+        return False
+    pair = text[border - 1], text[border]
+    # Chinese and its neighbours (from U+2E80 on) are written without spaces between words.
+    return all(char.isalnum() and char < "\u2e80" for char in pair)
+
+
+def _space(text: str, index: int) -> bool:
+    """Tell whether a character is a space or lies outside the text."""
+    return not 0 <= index < len(text) or text[index].isspace()
