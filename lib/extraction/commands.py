@@ -9,16 +9,17 @@ that holds another run, a full disk.
 import errno
 import json
 import shlex
-from collections.abc import Iterable, Iterator, Sequence
+import sys
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import fields
-from itertools import islice
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import click
 
-from lib.extraction.corpora import Corpus, load_corpus
+from lib.extraction.corpora import load_corpus
+from lib.extraction.corpora.jsonl import parse_lines
 from lib.extraction.records import portable, write_atomically
 from lib.extraction.training import (
     Extractor,
@@ -29,11 +30,11 @@ from lib.extraction.training import (
     set_seed,
     train,
 )
-from lib.extraction.triples import Example, example_from_json, example_to_json
+from lib.extraction.triples import Corpus, Example, example_from_json, example_to_json
 
 __all__ = ["extractor_commands", "read_inputs"]
 
-_CHUNK = 256  # texts between writes of predict: a pipe sees results while it still feeds texts
+_CHUNK = 4096  # texts held as tokens at once by predict
 
 
 class _Command(click.Command):
@@ -57,6 +58,7 @@ class _UserError(click.ClickException):
 
 @contextmanager
 def _one_line_errors(*also: type[Exception]) -> Iterator[None]:
+    wrong_input: tuple[type[Exception], ...] = (ValueError, *also)
     try:
         yield
     except BrokenPipeError:  # the reader of our output has seen enough; click knows what to do
@@ -69,7 +71,7 @@ def _one_line_errors(*also: type[Exception]) -> Iterator[None]:
             f"the disk is full{place}. What was saved is whole: free some space and run the same "
             "command again"
         ) from error
-    except (ValueError, *also) as error:
+    except wrong_input as error:
         raise _UserError(str(error)) from error
 
 
@@ -128,15 +130,9 @@ def extractor_commands(
     def run_evaluate(model: Path, data: str, split: str, batch_size: int, quiet: bool) -> None:
         loaded = _load_model(model_class, model)
         corpus = _load_corpus(data)
-        splits = {"train": corpus.train, "dev": corpus.dev, "test": corpus.test, **corpus.extra}
-        filled = {name: examples for name, examples in splits.items() if examples}
-        if split not in filled:
-            raise ValueError(
-                f"{corpus.name} has no split {split!r} with sentences; it has {', '.join(filled)}"
-            )
         scores = evaluate(
             loaded,
-            filled[split],
+            corpus.split(split),
             match=corpus.match,
             batch_size=batch_size,
             progress=not quiet,
@@ -144,16 +140,19 @@ def extractor_commands(
         if make_accelerator().is_main_process:
             click.echo(scores.table())
 
-    def run_predict(model: Path, input: TextIO, output: str, batch_size: int, quiet: bool) -> None:
+    def run_predict(model: Path, input: str, output: str, batch_size: int, quiet: bool) -> None:
         accelerator = make_accelerator()
-        name = getattr(input, "name", "-")
-        if accelerator.num_processes > 1 and name in ("-", "<stdin>"):
+        if input == "-" and accelerator.num_processes > 1:
             raise ValueError("several processes cannot share standard input: give --input FILE")
+        if input == "-":
+            examples = read_inputs(sys.stdin.buffer.read(), "standard input")
+        else:
+            examples = read_inputs(Path(input).read_bytes(), input)
         loaded = _load_model(model_class, model)
 
         def lines() -> Iterator[str]:
-            examples = read_inputs(input, name)
-            while chunk := list(islice(examples, _CHUNK)):
+            for start in range(0, len(examples), _CHUNK):
+                chunk = examples[start : start + _CHUNK]
                 texts = [example.text for example in chunk]
                 found = predict(loaded, texts, batch_size=batch_size, progress=not quiet)
                 yield from map(_prediction_line, chunk, found)
@@ -234,7 +233,6 @@ def extractor_commands(
                 model_option,
                 click.Option(
                     ["--input"],
-                    type=click.File(encoding="utf-8"),
                     default="-",
                     show_default="standard input",
                     help="File to read, or -.",
@@ -279,61 +277,62 @@ def _load_model(model_class: type[Extractor], folder: Path) -> Extractor:
     return model_class.load(folder / "best" if (folder / "best").is_dir() else folder)
 
 
-def read_inputs(lines: Iterable[str], name: str) -> Iterator[Example]:
-    """Read texts to predict on, one a line, as plain text or as JSON.
+def read_inputs(data: bytes, name: str) -> tuple[Example, ...]:
+    r"""Read texts to predict on, one a line, as plain text or as JSON.
 
     Parameters
     ----------
-    lines : iterable of str
-        If the first line that is not blank starts with ``{``, every line is a JSON object with a
-        ``text`` and, if it likes, an ``id``; triples in it are not looked at. Else every line is a
-        text. Blank lines are skipped.
+    data : bytes
+        UTF-8. If the first line that is not blank starts with ``{``, every line is a JSON object
+        with a ``text`` and, if it likes, an ``id``; triples in it are not looked at. Else every
+        line is a text. Blank lines are skipped.
     name : str
         What to call the source in messages.
 
-    Yields
-    ------
-    Example
-        Without triples. Its id is the one given, else the number of the line.
+    Returns
+    -------
+    tuple of Example
+        Without triples. The id is the one given, else the number of the line.
 
     Raises
     ------
     ValueError
-        If there is no text, or a line of a JSON source is malformed; the message names the line.
+        If there is no text, or a line is malformed; the message names the line.
 
     Examples
     --------
-    >>> [e.text for e in read_inputs(["Ada wrote Notes.", "", "Bo read them."], "-")]
+    >>> [e.text for e in read_inputs(b"Ada wrote Notes.\n\nBo read them.", "-")]
     ['Ada wrote Notes.', 'Bo read them.']
-    >>> [e.id for e in read_inputs(['{"text": "Ada", "id": "a"}', '{"text": "Bo"}'], "-")]
+    >>> [e.id for e in read_inputs(b'{"text": "Ada", "id": "a"}\n{"text": "Bo"}', "-")]
     ['a', '2']
     """
-    as_json: bool | None = None
-    for number, line in enumerate(_decoded(lines, name), 1):
-        text = line.strip()
-        if not text:
-            continue
-        if as_json is None:
-            as_json = text.startswith("{")
-        if not as_json:
-            yield Example(str(number), text, ())
-            continue
+    if data.removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"{"):
+        examples = tuple(_read_json_lines(data, name))
+    else:
+        examples = tuple(_read_plain_lines(data, name))
+    if not examples:
+        raise ValueError(f"{name} holds no text")
+    return examples
+
+
+def _read_json_lines(data: bytes, name: str) -> Iterator[Example]:
+    for number, record in parse_lines(data, name):
+        if isinstance(record, dict):
+            record.pop("triples", None)
         try:
-            record = json.loads(text)
-            if isinstance(record, dict):
-                record.pop("triples", None)
             yield example_from_json(record, default_id=str(number), labelled=False)
         except ValueError as error:
             raise ValueError(f"{name}, line {number}: {error}") from error
-    if as_json is None:
-        raise ValueError(f"{name} holds no text")
 
 
-def _decoded(lines: Iterable[str], name: str) -> Iterator[str]:
-    try:
-        yield from lines
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{name} is not UTF-8 text: {error}") from error
+def _read_plain_lines(data: bytes, name: str) -> Iterator[Example]:
+    for number, line in enumerate(data.removeprefix(b"\xef\xbb\xbf").split(b"\n"), 1):
+        try:
+            text = line.decode("utf-8").strip()
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{name}, line {number}: not UTF-8 ({error.reason})") from error
+        if text:
+            yield Example(str(number), text, ())
 
 
 def _prediction_line(example: Example, scored: Sequence[Any]) -> str:

@@ -17,10 +17,12 @@ The file (``schema`` 1) has these fields, all present in every record:
     else the model was created with.
 ``data``
     ``{"name", "licence", "match", "sha256", "relations": [names], "sentences": {split: count},
-    "triples": {split: count}, "dropped": {reason: count}, "unaligned": {split: {reason: count}},
-    "dev_from_train": count}``. ``dropped`` is what the reader of the corpus left out, ``unaligned``
-    what does not fall on token borders (it counts as missed in every score). ``dev_from_train``
-    is the number of training sentences held out because the corpus has no dev split, else 0.
+    "triples": {split: count}, "dropped": {reason: count}, "notes": {kind: count}, "files":
+    {name: sha256}, "unaligned": {split: {reason: count}}, "dev_from_train": count}``. The first
+    and ``dropped``, ``notes``, ``files`` are those of `lib.extraction.triples.Corpus`.
+    ``unaligned`` is what does not fall on token borders (it counts as missed in every score).
+    ``dev_from_train`` is the number of training sentences held out because the corpus has no dev
+    split, else 0.
 ``settings``
     The fields of `lib.extraction.training.Settings`, among them ``seed``.
 ``hardware``

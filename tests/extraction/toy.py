@@ -17,9 +17,8 @@ import torch
 from torch import nn
 
 from lib.extraction.commands import extractor_commands
-from lib.extraction.corpora import Corpus
 from lib.extraction.records import write_atomically
-from lib.extraction.triples import Example, Span, Triple
+from lib.extraction.triples import Corpus, Example, Span, Triple
 
 VERBS = {
     "wrote": ("author of",),

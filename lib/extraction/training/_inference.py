@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from tqdm.auto import tqdm
 
+from lib.extraction.corpora import check_relations
 from lib.extraction.metrics import Match, Scores, evaluate_triples
 from lib.extraction.training._protocol import Extractor
 from lib.extraction.triples import Example, Triple
@@ -14,7 +15,7 @@ from lib.extraction.triples import Example, Triple
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-__all__ = ["check_relations", "evaluate", "make_accelerator", "predict", "score_items"]
+__all__ = ["evaluate", "make_accelerator", "predict", "score_items"]
 
 
 def evaluate(
@@ -54,7 +55,7 @@ def evaluate(
     """
     if not examples:
         raise ValueError("expected at least one example to evaluate, got none")
-    check_relations(model, examples)
+    check_relations(examples, model.relations)
     items, _ = model.prepare(examples)
     return score_items(model, examples, items, match, batch_size, progress)
 
@@ -92,17 +93,6 @@ def predict(
         tuple((triple, 1 / (1 + math.exp(-score))) for triple, score in sentence)
         for sentence in found
     ]
-
-
-def check_relations(model: Extractor, examples: Sequence[Example]) -> None:
-    known = set(model.relations)
-    for example in examples:
-        for triple in example.triples:
-            if triple.relation not in known:
-                raise ValueError(
-                    f"example {example.id!r} has the relation {triple.relation!r}, which the "
-                    f"model was not trained on; it knows {', '.join(sorted(known))}"
-                )
 
 
 def score_items(

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from lib.extraction.corpora import Corpus
+from lib.extraction.corpora import check_relations
 from lib.extraction.metrics import Scores
 from lib.extraction.records import (
     RunRecord,
@@ -30,7 +30,7 @@ from lib.extraction.records import (
     write_atomically,
     write_record,
 )
-from lib.extraction.training._inference import check_relations, make_accelerator, score_items
+from lib.extraction.training._inference import make_accelerator, score_items
 from lib.extraction.training._protocol import Extractor
 from lib.extraction.training._settings import (
     Settings,
@@ -38,6 +38,7 @@ from lib.extraction.training._settings import (
     learning_rate_factor,
     set_seed,
 )
+from lib.extraction.triples import Corpus
 
 __all__ = ["train"]
 
@@ -119,10 +120,9 @@ class _Run:
                 f"(seed {settings.seed})",
                 always=True,
             )
-        self.splits = {"train": corpus.train, "dev": corpus.dev, "test": corpus.test}
-        self.splits |= corpus.extra
-        for examples in self.splits.values():
-            check_relations(model, examples)
+        self.splits = corpus.splits()
+        for split, examples in self.splits.items():
+            check_relations(examples, model.relations, where=f"{corpus.name}, {split}")
         self.model, self.corpus, self.out, self.settings = model, corpus, out, settings
         self.command = command or shlex.join(portable(argument) for argument in sys.argv)
         self.checkpoint = out / "checkpoint.pt"
@@ -244,8 +244,8 @@ class _Run:
         self.model.load_state_dict(self.best_model)
         scores = {
             split: self.score(split, items[split]).to_dict()
-            for split, examples in self.splits.items()
-            if split != "train" and examples
+            for split in self.splits
+            if split != "train"
         }
         return RunRecord(
             command=self.command,
@@ -410,6 +410,8 @@ class _Run:
                 for split, examples in self.splits.items()
             },
             "dropped": dict(corpus.dropped),
+            "notes": dict(corpus.notes),
+            "files": dict(corpus.files),
             "unaligned": {split: dict(counts) for split, counts in unaligned.items()},
             "dev_from_train": self.held_out,
         }
