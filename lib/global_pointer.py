@@ -15,6 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from lib import _checks
+
 __all__ = ["EfficientGlobalPointer", "GlobalPointer", "PointerParts", "apply_rope"]
 
 
@@ -69,7 +71,7 @@ def apply_rope(x: Tensor, *, base: float = 10000.0) -> Tensor:
         raise ValueError(f"x: expected shape (..., L, d) with d even, got {tuple(x.shape)}")
     if not base > 1:
         raise ValueError(f"base: expected a number above 1, got {base}")
-    work = torch.promote_types(x.dtype, torch.float32)
+    work = _checks.compute_dtype(x.dtype)
     planes = torch.arange(0, x.shape[-1], 2, dtype=work, device=x.device)
     positions = torch.arange(x.shape[-2], dtype=work, device=x.device)
     angles = positions[:, None] * base ** (-planes / x.shape[-1])
@@ -328,7 +330,7 @@ def _hide(scores: Tensor, mask: Tensor | None, causal: bool) -> Tensor:
 
 def _upcast(x: Tensor) -> Tensor:
     """Half precision to float32; float32 and float64 as they are."""
-    return x.to(torch.promote_types(x.dtype, torch.float32))
+    return x.to(_checks.compute_dtype(x.dtype))
 
 
 def _no_autocast(x: Tensor) -> torch.autocast:
