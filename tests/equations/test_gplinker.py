@@ -194,7 +194,7 @@ def with_exchanged(a, b):
 @given(triple_sets())
 def test_tables(form, check, triples):
     for gold in (triples, LOSSY):
-        check.equal(list(map(sorted, form(gold, 7, 3))), list(map(sorted, tables_of(gold))))
+        check.true(form(gold, 7, 3) == tables_of(gold), "the same four sets of cells")
 
 
 def library_decode(subjects, objects, heads, tails):
@@ -433,8 +433,7 @@ def test_targets(form, check):
     got = form(triples, 2, 2)
     for a, cells in enumerate(tables_of(triples)):
         for index in itertools.product(*map(range, got[a].shape)):
-            member = index in cells if a < 2 else index in cells
-            check.equal(float(got[a][index]), float(member))
+            check.equal(float(got[a][index]), float(index in cells))
 
 
 # ---------------------------------------------------------------------------------------------
@@ -785,18 +784,15 @@ def test_ceiling_of_f1(form, check):
     kind="identity",
     source="Su 2020 (kexue 7161)",
     hypotheses="X hits among Y predicted and Z gold triples, Y + Z > 0; F1 is 0 when X = 0",
-    right=lambda x, y, z: Counts(right=x, predicted=y, gold=z).f1,
+    right=lambda x, y, z: Counts(tp=x, predicted=y, gold=z).f1,
     wrong={
         "the union is forgotten in the denominator": lambda x, y, z: x / (y + z - x),
         "the arithmetic mean": lambda x, y, z: (x / y + x / z) / 2 if y * z else 0.0,
     },
 )
-@given(
-    st.lists(st.sampled_from("abcdefgh"), max_size=8),
-    st.lists(st.sampled_from("abcdefgh"), min_size=1, max_size=8),
-)
+@given(st.sets(st.sampled_from("abcdefgh")), st.sets(st.sampled_from("abcdefgh"), min_size=1))
 def test_f1_from_counts(form, check, predicted, gold):
-    for said, true in [(set(predicted), set(gold)), ({"a"}, {"a", "b"})]:
+    for said, true in ((predicted, gold), ({"a"}, {"a", "b"})):
         x, y, z = len(said & true), len(said), len(true)
         precision = x / y if y else 0.0
         recall = x / z
@@ -1477,9 +1473,7 @@ def test_upper_triangle_index(form, check, length):
 def test_row_starts_symbolically(form, check):
     i, n, row = sp.symbols("i n row", integer=True, nonnegative=True)
     start = sp.summation(n - row, (row, 0, i - 1))
-    check.true(
-        sp.simplify(sp.nsimplify(form(i, n)) - start) == 0, "rows before i hold n - row cells"
-    )
+    check.true(sp.simplify(form(i, n) - start) == 0, "rows before i hold n - row cells")
 
 
 def tag_cells(relations, length):
