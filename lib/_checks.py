@@ -49,6 +49,9 @@ def values_readable(*tensors: Tensor | None) -> bool:
         return False
     if any(type(tensor) not in (Tensor, torch.nn.Parameter) for tensor in present):
         return False
+    # torch.autograd.grad(is_grads_batched=True) batches in an older way, invisible to the above.
+    if any(torch._C._functorch.is_legacy_batchedtensor(tensor) for tensor in present):
+        return False
     return not (present[0].is_cuda and torch.cuda.is_current_stream_capturing())
 
 

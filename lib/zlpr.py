@@ -255,7 +255,8 @@ def _per_position(
     else:
         bad = torch.zeros_like(rows[:, 0], dtype=torch.bool)
         if labels.dtype != torch.bool:
-            bad = _checks.not_binary(labels)
+            step = max(1, _CHUNK_CELLS // classes)
+            bad = torch.cat([_checks.not_binary(part) for part in torch.split(labels, step)])
             labels = labels.bool()
         # A list needs its length, which a GPU would have to be waited for.
         found = None if rows.is_cuda else _listed(labels)
@@ -485,8 +486,9 @@ class _ByLists(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
         rows, column, counts, some, mask, shift, factor, at_positives = ctx.saved_tensors
-        if torch.is_grad_enabled():
-            gradient = _by_autograd(rows, torch.where(counts, column, -1), mask, True, upstream)
+        if _needs_formula(upstream):
+            labels = torch.where(counts, column, -1)
+            gradient = _by_autograd(rows, labels, mask, True, upstream)
             return gradient, None, None, None, None, None
         upstream = upstream.unsqueeze(1)
         factor = factor * upstream
@@ -535,7 +537,7 @@ class _ByTable(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
         rows, positive, mask, shifts, factors = ctx.saved_tensors
-        if torch.is_grad_enabled():
+        if _needs_formula(upstream):
             return _by_autograd(rows, positive, mask, False, upstream), None, None, None
         factors = factors * upstream.unsqueeze(1)
         gradient = torch.empty_like(rows, memory_format=torch.contiguous_format)
@@ -593,10 +595,17 @@ def _shift(top: Tensor) -> Tensor:
     return top.masked_fill(top == -inf, 0)
 
 
+def _needs_formula(upstream: Tensor) -> bool:
+    """Whether a backward pass needs plain operations: to be differentiated itself, or batched."""
+    return torch.is_grad_enabled() or not _checks.values_readable(upstream)
+
+
 def _by_autograd(
     rows: Tensor, labels: Tensor, mask: Tensor | None, listed: bool, upstream: Tensor
 ) -> Tensor:
-    """Gradient that can be differentiated again."""
-    loss = _formula(rows, labels, mask, listed)
-    (gradient,) = torch.autograd.grad(loss, rows, upstream, create_graph=True)
+    """Gradient by plain operations; differentiable again where gradients are recorded."""
+    again = torch.is_grad_enabled()
+    with torch.enable_grad():
+        loss = _formula(rows, labels, mask, listed)
+        (gradient,) = torch.autograd.grad(loss, rows, upstream, create_graph=again)
     return gradient
