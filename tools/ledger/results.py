@@ -26,7 +26,7 @@ class Stamps:
     """Fingerprints of all that a test's outcome depends on."""
 
     def __init__(self, root: Path) -> None:
-        self.root = root
+        self.root = root.resolve()
         self._files: dict[str, str] = {}
 
     @cached_property
@@ -38,7 +38,7 @@ class Stamps:
             [
                 *self.root.glob("lib/**/*.py"),
                 *helpers,
-                *Path(__file__).parent.glob("*.py"),
+                *Path(__file__).resolve().parent.glob("*.py"),
                 self.root / "conftest.py",
                 self.root / "requirements.txt",
             ],

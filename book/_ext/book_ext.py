@@ -1,0 +1,74 @@
+"""Sphinx extension of the book: MathJax from the site itself, no unused scripts, versions."""
+
+import platform
+import shutil
+from importlib.metadata import files, version
+from pathlib import Path
+
+from docutils import nodes
+from sphinx.util.docutils import SphinxDirective
+
+MATHJAX_MAIN = "tex-chtml-full.js"
+MATHJAX_KEPT = (MATHJAX_MAIN, "output/chtml/fonts/woff-v2/")
+SHOWN = ("torch", "numpy", "transformers", "matplotlib", "jupyter-book", "Sphinx")
+
+
+class Versions(SphinxDirective):
+    """List the versions of what the numbers and the pages were made with."""
+
+    def run(self):
+        """Return a list of name and version."""
+        listed = nodes.bullet_list()
+        for name, number in (
+            ("Python", platform.python_version()),
+            *((name, version(name)) for name in SHOWN),
+        ):
+            listed += nodes.list_item("", nodes.paragraph("", f"{name} {number}"))
+        return [listed]
+
+
+def use_local_mathjax(app, config):
+    """Point pages at the copy that copy_mathjax makes."""
+    config.mathjax_path = f"mathjax/{MATHJAX_MAIN}"
+
+
+def leave_out_sources(app, config):
+    """Build NAME.ipynb, not the NAME.md that it was made from."""
+    top = Path(app.srcdir)
+    config.exclude_patterns += [
+        text.relative_to(top).as_posix()
+        for text in sorted(top.glob("book/**/*.md"))
+        if text.with_suffix(".ipynb").exists()
+    ]
+
+
+def copy_mathjax(app, exception):
+    """Copy the two parts of MathJax that pages load (1.7 MB of 26)."""
+    if exception or app.builder.format != "html":
+        return
+    for file in files("sphinx-mathjax-offline"):
+        _, found, inside = str(file).partition("/static/mathjax/")
+        if found and inside.startswith(MATHJAX_KEPT):
+            target = Path(app.outdir, "_static", "mathjax", inside)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(file.locate(), target)
+
+
+def drop_thebe(app, pagename, templatename, context, doctree):
+    """Leave out sphinx-thebe's scripts: added twice, they raise an error in every page."""
+    context["script_files"] = [
+        script
+        for script in context.get("script_files", [])
+        if "thebe" not in str(script).lower()
+        and "thebe" not in str(getattr(script, "attributes", "")).lower()
+    ]
+
+
+def setup(app):
+    """Connect the parts."""
+    app.add_directive("book-versions", Versions)
+    app.connect("config-inited", use_local_mathjax)
+    app.connect("config-inited", leave_out_sources)
+    app.connect("build-finished", copy_mathjax)
+    app.connect("html-page-context", drop_thebe, priority=900)
+    return {"parallel_read_safe": True, "parallel_write_safe": True}
