@@ -217,30 +217,32 @@ def _graph(ledger, links, labels, name, title):
 
 
 def differences(ledger, links, _argument):
-    """Return one section for each place where the book differs from a source."""
-    sections = []
+    """Return one section for each source, with the places where the book differs from it."""
+    sections = {}
     for item in sorted(ledger.differences, key=lambda item: (item.source, item.id)):
-        section = nodes.section(ids=[make_id(f"differs-{item.id}")], names=[item.id])
-        section += nodes.title("", item.source)
-        section += _said("The source says: ", item.theirs)
-        section += _said("The book says: ", item.ours)
-        proof = nodes.paragraph("", nodes.Text("Shown by "), links.test(item))
+        if item.source not in sections:
+            title = nodes.title("", item.source)
+            name = make_id(f"source {item.source}")
+            sections[item.source] = nodes.section("", title, ids=[name], names=[name])
+        proof = nodes.paragraph("", "", nodes.strong("", "Shown by "), links.test(item))
         if item.label:
             proof += [nodes.Text(", a check of equation "), links.to_equation(item.label)]
+        for count, failure in enumerate(item.failures):
+            proof += nodes.Text("; there " if count else ". There the source’s version fails: ")
+            proof += nodes.literal("", failure)
         proof += nodes.Text(".")
-        section += proof
-        for failure in item.failures:
-            section += nodes.paragraph("", nodes.Text("The source’s version fails: "))
-            section[-1] += nodes.literal("", failure)
-        sections.append(section)
-        if any(section.findall(nodes.math)):  # MathJax is loaded where there is mathematics
+        said = [_said("The source says: ", item.theirs), _said("This book says: ", item.ours)]
+        box = nodes.container("", *said, proof, classes=["eq-difference"])
+        box["ids"] = [make_id(f"differs-{item.id}")]
+        sections[item.source] += box
+        if any(box.findall(nodes.math)):  # MathJax is loaded where there is mathematics
             links.env.get_domain("math").data["has_equations"][links.docname] = True
-    return sections
+    return list(sections.values())
 
 
 def _said(start, text):
     """Return a paragraph in which ``$…$`` is mathematics and backticks are code."""
-    paragraph = nodes.paragraph("", nodes.strong("", start))
+    paragraph = nodes.paragraph("", "", nodes.strong("", start))
     for part in re.split(r"(\$[^$]+\$|`[^`]+`)", text):
         if part.startswith("$") and len(part) > 1:
             paragraph += nodes.math(part[1:-1], part[1:-1])
@@ -273,6 +275,8 @@ def code_list(ledger, links, module):
         for function in record.functions:
             if function.name.startswith(f"{module}."):
                 found.setdefault(function.name, []).append(record)
+    if not found:
+        return nodes.paragraph("", "None of this is a numbered equation.")
     listed = nodes.bullet_list()
     for name, records in found.items():
         entry = nodes.paragraph("", "", links.code(name), nodes.Text(" computes "))
@@ -281,4 +285,4 @@ def code_list(ledger, links, module):
             entry += links.to_equation(record.equation.label)
             entry += nodes.Text(f" ({record.kind}, {record.status})")
         listed += nodes.list_item("", entry)
-    return listed if found else nodes.paragraph("", "No numbered equation names this module.")
+    return listed

@@ -53,7 +53,7 @@ class Check:
         self._residual(float(errors[place]), tol)
         assert errors[place] <= tol, (
             f"residual {errors[place]:.3g} > tolerance {tol:.3g} at {_where(place, got)}: "
-            f"got {got.flat[place]}, expected {want.flat[place]}"
+            f"got {_show(got.flat[place])}, expected {_show(want.flat[place])}"
         )
 
     def at_most(self, lhs: Any, rhs: Any, slack: float = 0.0) -> None:
@@ -67,7 +67,8 @@ class Check:
         seen = self.measured.margin
         self.measured.margin = min(math.inf if seen is None else seen, float(gaps[place]))
         assert gaps[place] >= -slack, (
-            f"not at most: {left.flat[place]} > {right.flat[place]} (slack {slack:.3g}) "
+            f"not at most: {_show(left.flat[place])} > {_show(right.flat[place])} "
+            f"(slack {slack:.3g}) "
             f"at {_where(place, left)}"
         )
 
@@ -141,3 +142,11 @@ def _gaps(lhs: Array, rhs: Array) -> Array:
 def _where(place: int, array: Array) -> str:
     index = tuple(int(i) for i in np.unravel_index(place, array.shape))
     return f"index {index}" if index else "the value"
+
+
+def _show(number: Any) -> str:
+    """Return a number in so many digits that a message stays readable."""
+    try:
+        return f"{float(number):.8g}"
+    except (TypeError, ValueError):  # a complex or symbolic number
+        return str(number)

@@ -118,7 +118,8 @@ def check() -> Check:
 def pytest_pycollect_makeitem() -> Generator[None, Any, Any]:
     """Count a function's items before any selection, so that a partial run shows as such."""
     made = yield
-    items = [item for item in made or [] if isinstance(item, pytest.Function)]
+    made_items = made if isinstance(made, list) else []  # a class, say, comes alone
+    items = [item for item in made_items if isinstance(item, pytest.Function)]
     for item in items:
         item.stash[ITEMS] = len(items)
     return made
