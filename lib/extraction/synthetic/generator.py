@@ -172,13 +172,18 @@ def _split(
     remarks = _quota(
         {"negation": dials["negations"], "distractor": dials["distractors"], "": quiet}, size
     )
-    # A sentence without a triple consists of its remark, so these are served first.
+    # A sentence without a triple consists of its remark, so these are served first. Rounding to
+    # whole sentences may leave one short.
     _shuffle(rng, remarks)
     remarks.sort(key=lambda remark: remark == "")
+    likelier = "negation" if dials["negations"] > dials["distractors"] else "distractor"
     order = list(range(size))
     _shuffle(rng, order)
     order.sort(key=lambda i: kinds[i] != "none")
-    remark_of = dict(zip(order, remarks, strict=True))
+    remark_of = {
+        i: remark or (likelier if kinds[i] == "none" else "")
+        for i, remark in zip(order, remarks, strict=True)
+    }
     group, held_out = name.removesuffix("_templates"), name.endswith("_templates")
     return tuple(
         _Sentence(rng, group, held_out).example(f"{name}-{i}", kinds[i], remark_of[i])
