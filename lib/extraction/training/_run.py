@@ -2,7 +2,6 @@
 
 import json
 import math
-import pickle
 import shlex
 import sys
 import time
@@ -128,7 +127,7 @@ class _Run:
         self.checkpoint = out / "checkpoint.pt"
         self.record = out / "record.json"
         parameters = list(model.parameters())
-        self.about = {
+        about = {
             "class": type(model).__name__,
             "parameters": sum(p.numel() for p in parameters),
             "trainable": sum(p.numel() for p in parameters if p.requires_grad),
@@ -137,6 +136,8 @@ class _Run:
                 for name, value in options.items()
             },
         }
+        # Through JSON, so that it equals what is read back: a tuple becomes a list.
+        self.about: dict[str, Any] = json.loads(json.dumps(about))
         self.progressed: dict[str, Any] = {"epochs": [], "best_epoch": 0}
         self.best_model: dict[str, Tensor] = {}
         self.peaks: list[float] = []
@@ -148,9 +149,7 @@ class _Run:
     def identity(self) -> dict[str, Any]:
         """Return what must be equal for a run to be the same run."""
         data = {"name": self.corpus.name, "sha256": self.corpus.sha256}
-        identity = {"model": self.about, "data": data, "settings": asdict(self.settings)}
-        # Through JSON, as in the record: a tuple becomes a list in both.
-        return dict(json.loads(json.dumps(identity)))
+        return {"model": self.about, "data": data, "settings": asdict(self.settings)}
 
     def go(self) -> RunRecord:
         from accelerate.utils import gather_object
@@ -203,12 +202,13 @@ class _Run:
             saved: dict[str, Any] = torch.load(
                 self.checkpoint, map_location="cpu", weights_only=True
             )
-            self.check_same(saved["identity"])
-        except (RuntimeError, EOFError, KeyError, pickle.UnpicklingError) as error:
+            kept = saved["identity"]
+        except Exception as error:  # bytes that are no checkpoint fail in any way they like
             raise ValueError(
                 f"{self.checkpoint} cannot be read ({type(error).__name__}): remove {self.out} "
                 "to start anew"
             ) from error
+        self.check_same(kept)
         return saved
 
     def fit(self, saved: dict[str, Any] | None) -> RunRecord:

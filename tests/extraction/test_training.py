@@ -1,0 +1,476 @@
+"""Training: learns, keeps the best epoch, survives interruption without a trace."""
+
+import errno
+import json
+import os
+import random
+import subprocess
+import sys
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lib.extraction.records import read_record, write_atomically
+from lib.extraction.training import (
+    Settings,
+    _run,
+    epoch_batches,
+    evaluate,
+    learning_rate_factor,
+    predict,
+    set_seed,
+    train,
+)
+from lib.extraction.triples import Example, Span, Triple
+from tests.extraction.toy import Toy, sentence, toy_corpus
+
+ROOT = Path(__file__).parents[2]
+SETTINGS = Settings(epochs=6, batch_size=4, lr=0.03, head_lr=0.03, patience=6)
+
+
+def new_model(corpus, dropout=0.1):
+    set_seed(0)
+    texts = [example.text for example in corpus.train]
+    return Toy.create("toy", corpus.relations, texts=texts, dropout=dropout)
+
+
+def run(out, settings=SETTINGS, corpus=None, dropout=0.1, **options):
+    corpus = corpus or toy_corpus()
+    model = new_model(corpus, dropout)
+    return model, train(model, corpus, out, settings, command="test", **options)
+
+
+def essence(record):
+    """Return what must not depend on when and how often a run was interrupted."""
+    raw = asdict(record)
+    for name in ("wall_seconds", "code", "command", "hardware"):
+        del raw[name]
+    for epoch in raw["epochs"]:
+        del epoch["seconds"]
+    return raw
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    out = tmp_path_factory.mktemp("undisturbed") / "run"
+    model, record = run(out)
+    return out, model, record
+
+
+def assert_same_end(undisturbed, model, record, out):
+    _, wanted, wanted_record = undisturbed
+    assert essence(record) == essence(wanted_record)
+    saved = Toy.load(out / "best").state_dict()
+    for name, tensor in wanted.state_dict().items():
+        assert torch.equal(model.state_dict()[name], tensor), name
+        assert torch.equal(saved[name], tensor), name
+    assert sorted(path.name for path in out.iterdir()) == ["best", "record.json"]
+
+
+# --- settings, schedule, order ---------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"epochs": 0}, "epochs must be at least 1, got 0"),
+        ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
+        ({"patience": -1}, "patience must be at least 1, got -1"),
+        ({"lr": 0.0}, "lr must be above 0 and finite, got 0.0"),
+        ({"head_lr": float("nan")}, "head_lr must be above 0 and finite, got nan"),
+        ({"clip": float("inf")}, "clip must be above 0 and finite, got inf"),
+        ({"weight_decay": -0.1}, "weight_decay must be 0 or more, got -0.1"),
+        ({"seed": -1}, "seed must be 0 or more, got -1"),
+        ({"warmup": 1.0}, r"warmup must lie in \[0, 1\), got 1.0"),
+        ({"schedule": "cosine"}, r"schedule must be one of .*'linear'.*, got 'cosine'"),
+    ],
+)
+def test_settings_that_cannot_train_are_refused(change, message):
+    with pytest.raises(ValueError, match=message):
+        Settings(**change)
+
+
+@pytest.mark.parametrize("total", [1, 7, 100])
+@pytest.mark.parametrize("warmup", [0.0, 0.1, 0.9])
+def test_rates_rise_to_the_peak_and_never_reach_zero(total, warmup):
+    factors = [
+        learning_rate_factor(step, total, warmup=warmup, schedule="linear") for step in range(total)
+    ]
+    top = int(warmup * total)
+    assert factors == sorted(factors[:top]) + sorted(factors[top:], reverse=True)
+    assert max(factors) == factors[top] == 1.0
+    assert min(factors) > 0
+    constant = [
+        learning_rate_factor(step, total, warmup=warmup, schedule="constant")
+        for step in range(total)
+    ]
+    assert constant == factors[:top] + [1.0] * (total - top)
+
+
+@given(
+    st.lists(st.integers(0, 50), max_size=200),
+    st.integers(1, 9),
+    st.integers(0, 5),
+    st.integers(1, 5),
+)
+def test_an_epoch_holds_each_example_once(lengths, batch_size, seed, epoch):
+    batches = epoch_batches(lengths, batch_size, seed=seed, epoch=epoch)
+    assert sorted(i for batch in batches for i in batch) == list(range(len(lengths)))
+    assert sum(len(batch) != batch_size for batch in batches) <= 1
+    assert batches == epoch_batches(lengths, batch_size, seed=seed, epoch=epoch)
+
+
+def test_the_order_changes_with_seed_and_epoch_and_batches_are_of_like_length():
+    lengths = [int(x) for x in np.random.default_rng(0).integers(5, 100, 640)]
+    orders = {
+        str(epoch_batches(lengths, 8, seed=seed, epoch=epoch))
+        for seed in range(3)
+        for epoch in range(1, 4)
+    }
+    assert len(orders) == 9
+    batches = epoch_batches(lengths, 8, seed=0, epoch=1)
+    padded = sum(max(lengths[i] for i in batch) * len(batch) for batch in batches)
+    assert padded < 1.1 * sum(lengths)
+
+
+def test_a_seed_sets_all_three_generators():
+    def draw(**numbers):
+        set_seed(3, **numbers)
+        return random.random(), float(np.random.rand()), float(torch.rand(()))
+
+    assert draw() == draw()
+    others = [draw(), draw(epoch=1), draw(rank=1), draw(epoch=1, rank=1)]
+    for column in zip(*others, strict=True):
+        assert len(set(column)) == 4
+
+
+# --- learning --------------------------------------------------------------------------------
+
+
+def test_it_learns_and_keeps_the_best_epoch(undisturbed):
+    out, model, record = undisturbed
+    curve = record.curve("f1")
+    assert max(curve) > 0.9
+    assert record.best_epoch == curve.index(max(curve)) + 1
+    assert record.curve("train_loss")[-1] < record.curve("train_loss")[0] / 2
+    corpus = toy_corpus()
+    for kept in (model, Toy.load(out / "best")):
+        for split in ("dev", "test"):
+            assert evaluate(kept, corpus.split(split)).to_dict() == record.scores[split]
+    assert read_record(out / "record.json") == record
+    assert not any(part in (out / "record.json").read_text() for part in (str(out), os.getcwd()))
+
+
+def test_the_record_says_what_was_trained_on_what(tmp_path):
+    corpus = toy_corpus(extra={"test_long": (sentence(3),)})
+    options = {"encoder": "/somewhere/else/toy", "sizes": (1, 2)}
+    _, record = run(tmp_path / "run", replace(SETTINGS, epochs=1), corpus, options=options)
+    assert record.model == {
+        "class": "Toy",
+        "parameters": record.model["parameters"],
+        "trainable": record.model["parameters"],
+        "options": {"encoder": "toy", "sizes": [1, 2]},
+    }
+    assert record.data["sentences"] == {"train": 37, "dev": 12, "test": 12, "test_long": 1}
+    assert record.data["triples"]["train"] == sum(len(e.triples) for e in corpus.train)
+    assert record.data["unaligned"] == {s: {} for s in ("train", "dev", "test", "test_long")}
+    assert set(record.scores) == {"dev", "test", "test_long"}
+    assert record.settings == asdict(replace(SETTINGS, epochs=1))
+    assert read_record(tmp_path / "run" / "record.json") == record
+
+
+def test_same_seed_same_run_other_seed_other_run(tmp_path, undisturbed):
+    _, again = run(tmp_path / "again")
+    assert essence(again) == essence(undisturbed[2])
+    _, other = run(tmp_path / "other", replace(SETTINGS, seed=1))
+    assert other.curve("train_loss") != again.curve("train_loss")
+
+
+def test_training_ends_when_dev_stops_getting_better(tmp_path):
+    settings = replace(SETTINGS, epochs=30, lr=0.05, head_lr=0.05, patience=2)
+    _, record = run(tmp_path / "run", settings)
+    assert len(record.epochs) == record.best_epoch + 2 < 30
+
+
+def test_epochs_before_the_first_right_triple_do_not_use_up_patience(tmp_path):
+    settings = replace(SETTINGS, epochs=4, lr=1e-6, head_lr=1e-6, patience=1)
+    corpus = toy_corpus()
+    model = new_model(corpus)
+    torch.nn.init.constant_(model.head.bias, -9.0)
+    record = train(model, corpus, tmp_path / "run", settings)
+    assert record.curve("f1") == [0.0] * 4
+    assert record.best_epoch == 1
+
+
+def test_a_corpus_without_dev_lends_it_a_tenth_of_train(tmp_path, capsys):
+    corpus = toy_corpus(train=40, dev=0)
+    _, record = run(tmp_path / "run", replace(SETTINGS, epochs=1), corpus)
+    assert record.data["sentences"] == {"train": 36, "dev": 4, "test": 12}
+    assert record.data["dev_from_train"] == 4
+    told = capsys.readouterr().err
+    assert "toy has no dev split: 4 of 40 training sentences are held out for it" in told
+    with pytest.raises(ValueError, match="at least 2 training sentences are needed, got 1"):
+        run(tmp_path / "other", corpus=toy_corpus(train=1, dev=0))
+
+
+def test_a_loss_that_is_not_finite_ends_the_run(tmp_path):
+    corpus = toy_corpus()
+    model = new_model(corpus)
+    torch.nn.init.constant_(model.head.bias, float("nan"))
+    with pytest.raises(ValueError, match=r"training loss is nan in epoch 1: lower lr 0.03 or head"):
+        train(model, corpus, tmp_path / "run", SETTINGS)
+
+
+def test_unknown_relations_are_refused_before_work_starts(tmp_path):
+    odd = Example("odd", "Ada knits Bo", (Triple(Span(0, 3), "knits", Span(10, 12)),))
+    corpus = toy_corpus()
+    with pytest.raises(ValueError, match=r"toy, test, example 'odd': unknown relation 'knits'"):
+        run(tmp_path / "run", corpus=replace(corpus, test=(odd,)))
+    assert not (tmp_path / "run").exists()
+    with pytest.raises(ValueError, match="unknown relation 'knits'"):
+        evaluate(new_model(corpus), [odd])
+
+
+def test_progress_is_told_on_request_only(tmp_path, capsys):
+    run(tmp_path / "quiet", replace(SETTINGS, epochs=1))
+    assert capsys.readouterr().err == ""
+    _, record = run(tmp_path / "loud", replace(SETTINGS, epochs=1), progress=True)
+    line = f"epoch 1: loss {record.epochs[0]['train_loss']:.4f}, dev precision "
+    assert line in capsys.readouterr().err
+
+
+# --- evaluation and prediction ---------------------------------------------------------------
+
+
+def test_predictions_come_in_order_with_a_confidence(undisturbed):
+    _, model, _ = undisturbed
+    texts = ["Bo met Ada", "", "Ada really really wrote Bo", "Cy"]
+    found = predict(model, texts, batch_size=2)
+    assert [len(sentence) for sentence in found] == [1, 0, 1, 0]
+    (triple, confidence), (second, _) = found[0][0], found[2][0]
+    assert triple == Triple(Span(0, 2), "knows", Span(7, 10))
+    assert second == Triple(Span(0, 3), "author of", Span(24, 26))
+    assert 0.5 < confidence < 1
+    assert predict(model, []) == []
+
+
+def test_nothing_to_evaluate_is_an_error(undisturbed):
+    with pytest.raises(ValueError, match="expected at least one example to evaluate, got none"):
+        evaluate(undisturbed[1], [])
+
+
+# --- interruption ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("call", [1, 2, 4, 6])
+def test_interrupted_in_an_epoch_it_ends_as_if_undisturbed(
+    tmp_path, monkeypatch, undisturbed, call
+):
+    calls = 0
+    score = _run.score_items
+
+    def interrupted(*args):
+        nonlocal calls
+        calls += 1
+        if calls == call:
+            raise KeyboardInterrupt
+        return score(*args)
+
+    monkeypatch.setattr(_run, "score_items", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "run")
+    monkeypatch.undo()
+    model, record = run(tmp_path / "run")
+    assert_same_end(undisturbed, model, record, tmp_path / "run")
+
+
+def test_interrupted_between_checkpoint_and_model_it_ends_as_if_undisturbed(
+    tmp_path, monkeypatch, undisturbed
+):
+    saves = 0
+
+    def killed(self, folder):
+        nonlocal saves
+        saves += 1
+        if saves == 2:
+            raise KeyboardInterrupt
+        return save(self, folder)
+
+    save = Toy.save
+    monkeypatch.setattr(Toy, "save", killed)
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "run")
+    monkeypatch.undo()
+    model, record = run(tmp_path / "run")
+    assert_same_end(undisturbed, model, record, tmp_path / "run")
+
+
+def test_a_full_disk_loses_nothing(tmp_path, monkeypatch, undisturbed):
+    writes = 0
+
+    def full(path, write):
+        nonlocal writes
+        writes += 1
+        if writes == 3:
+
+            def half(file):
+                file.write(b"half")
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+
+            write_atomically(path, half)
+        write_atomically(path, write)
+
+    monkeypatch.setattr(_run, "write_atomically", full)
+    with pytest.raises(OSError, match="No space left on device"):
+        run(tmp_path / "run")
+    monkeypatch.undo()
+    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == ["best", "checkpoint.pt"]
+    (tmp_path / "run" / ".checkpoint.pt.1.partial").write_bytes(b"of an earlier kill")
+    model, record = run(tmp_path / "run")
+    assert_same_end(undisturbed, model, record, tmp_path / "run")
+
+
+def command(out, *more):
+    options = "--epochs 6 --batch-size 4 --lr 0.03 --head-lr 0.03 --patience 6 --quiet"
+    data = str(out.parent / "data")
+    head = ["-m", "tests.extraction.toy", "train", "--data", data, "--encoder", "toy"]
+    return [*head, "--out", str(out), *options.split(), *more]
+
+
+def start(arguments, **environment):
+    return subprocess.run(
+        [sys.executable, *arguments],
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def write_toy_data(folder):
+    from lib.extraction.corpora import write_jsonl
+
+    folder.mkdir()
+    corpus = toy_corpus()
+    for split, examples in corpus.splits().items():
+        write_jsonl(folder / f"{split}.jsonl", examples)
+
+
+def test_kill_nine_in_the_middle_ends_as_if_undisturbed(tmp_path):
+    write_toy_data(tmp_path / "data")
+    step = random.Random(time_seed := os.getpid()).randrange(11, 60)
+    killed = start(command(tmp_path / "run"), TOY_DIES_AT_STEP=str(step))
+    assert killed.returncode == -9, (step, time_seed, killed.stderr)
+    assert (tmp_path / "run" / "checkpoint.pt").exists()
+    from lib.extraction.corpora import load_corpus
+
+    corpus = load_corpus(str(tmp_path / "data"))
+    options = {"encoder": "toy"}
+    _, undisturbed = run(tmp_path / "undisturbed", corpus=corpus, options=options)
+    model, resumed = run(tmp_path / "run", corpus=corpus, options=options)
+    assert essence(resumed) == essence(undisturbed)
+    for name, tensor in Toy.load(tmp_path / "undisturbed" / "best").state_dict().items():
+        assert torch.equal(model.state_dict()[name], tensor)
+
+
+# --- one folder, one run ---------------------------------------------------------------------
+
+
+@pytest.fixture
+def interrupted(tmp_path, monkeypatch):
+    def stop(self, optimizer, _save=_run._Run.save_checkpoint):
+        _save(self, optimizer)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(_run._Run, "save_checkpoint", stop)
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "run")
+    monkeypatch.undo()
+    return tmp_path / "run"
+
+
+def test_another_run_in_the_folder_is_refused_naming_both(interrupted):
+    for change, message in [
+        ({"settings": replace(SETTINGS, lr=0.5)}, "its settings.lr is 0.03, this one's is 0.5"),
+        (
+            {"corpus": toy_corpus(sha256="1" * 64)},
+            f"its data.sha256 is '{'0' * 64}', this one's is '{'1' * 64}'",
+        ),
+        (
+            {"options": {"encoder": "toy"}},
+            "its model.options.encoder is None, this one's is 'toy'",
+        ),
+    ]:
+        with pytest.raises(ValueError, match=rf"holds a different run: {message}"):
+            run(interrupted, **change)
+
+
+def test_a_finished_run_is_not_trained_again(tmp_path, monkeypatch, capsys):
+    _, record = run(tmp_path / "run")
+    monkeypatch.setattr(_run._Run, "fit", None)
+    _, again = run(tmp_path / "run", progress=True)
+    assert again == record
+    assert "holds this run, finished: nothing to do" in capsys.readouterr().err
+    with pytest.raises(ValueError, match=r"its settings\.seed is 0, this one's is 5"):
+        run(tmp_path / "run", replace(SETTINGS, seed=5))
+
+
+def test_a_model_without_its_checkpoint_is_not_overwritten(interrupted):
+    (interrupted / "best").mkdir()
+    (interrupted / "checkpoint.pt").unlink()
+    with pytest.raises(ValueError, match=r"holds a model of another run \(best/\)"):
+        run(interrupted)
+
+
+@pytest.mark.parametrize("damage", ["empty", "cut", "foreign", "other"])
+def test_a_damaged_checkpoint_is_named(interrupted, damage):
+    path = interrupted / "checkpoint.pt"
+    if damage == "foreign":
+        torch.save({"model": {}}, path)
+    elif damage == "other":
+        path.write_bytes(b"this is no checkpoint" * 100)
+    else:
+        path.write_bytes(path.read_bytes()[: 0 if damage == "empty" else -1000])
+    with pytest.raises(ValueError, match=r"checkpoint\.pt cannot be read .*: remove .* to start"):
+        run(interrupted)
+
+
+def test_machines_that_do_not_share_the_folder_are_told(interrupted, monkeypatch):
+    monkeypatch.setattr("accelerate.utils.gather_object", lambda found: [*found, 0])
+    with pytest.raises(ValueError, match=r"checkpoints of different epochs, \[1, 0\]: .* share"):
+        run(interrupted)
+
+
+# --- several processes -----------------------------------------------------------------------
+
+
+def test_two_processes_equal_one(tmp_path):
+    """37 sentences in batches of 4 leave a last batch of 1: one process idles in it."""
+    write_toy_data(tmp_path / "data")
+    launch = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
+    launch += ["--main_process_port", "0"]
+    arguments = [*launch, *command(tmp_path / "two", "--dropout", "0")]
+    both = start(arguments, CUDA_VISIBLE_DEVICES="")
+    assert both.returncode == 0, both.stderr
+    two = read_record(tmp_path / "two" / "record.json")
+    assert two.hardware["processes"] == 2
+    from lib.extraction.corpora import load_corpus
+
+    corpus = load_corpus(str(tmp_path / "data"))
+    model, one = run(
+        tmp_path / "one", corpus=corpus, dropout=0.0, options={"encoder": "toy", "dropout": 0.0}
+    )
+    assert two.curve("f1") == one.curve("f1")
+    assert two.scores == one.scores
+    assert two.curve("train_loss") == pytest.approx(one.curve("train_loss"), rel=1e-4)
+    saved = Toy.load(tmp_path / "two" / "best").state_dict()
+    for name, tensor in model.state_dict().items():
+        torch.testing.assert_close(saved[name], tensor, rtol=1e-4, atol=1e-5)
+    assert json.loads(json.dumps(two.model)) == one.model
+    assert both.stdout.count("best epoch") == 1
