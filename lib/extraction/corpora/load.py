@@ -79,8 +79,8 @@ def load_corpus(data: str) -> Corpus:
             raise ValueError(f"the seed of a synthetic corpus must be a whole number, got {seed!r}")
         return synthetic_corpus(int(seed or 0))
     path = Path(data)
-    if path.is_dir():
-        return _own(path.name, {split: path / f"{split}.jsonl" for split in SPLITS})
+    if data and path.is_dir():
+        return _own(path.resolve().name, {split: path / f"{split}.jsonl" for split in SPLITS})
     if path.is_file():
         return _own(path.stem, {"train": path})
     raise ValueError(
