@@ -12,13 +12,18 @@ main = extractor_commands(
         click.Option(
             ["--pointer"],
             type=click.Choice(["efficient", "standard"]),
-            help="Kind of GlobalPointer. [default: efficient]",
+            help="Kind of GlobalPointer.",
         ),
         click.Option(["--head-size"], type=click.IntRange(2), help="Size of queries and keys."),
         click.Option(
+            ["--link-rope/--no-link-rope"],
+            default=None,
+            help="Whether links see how far apart their ends are.",
+        ),
+        click.Option(
             ["--freeze-embeddings/--train-embeddings"],
             default=None,
-            help="Whether word embeddings stay as they are. [default: train]",
+            help="Whether word embeddings stay as they are.",
         ),
         click.Option(["--max-length"], type=click.IntRange(3), help="Most tokens per text."),
     ],
