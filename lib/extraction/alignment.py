@@ -29,10 +29,10 @@ NOT_ON_BORDERS = "entity not on token borders"
 """An end of the entity lies inside a token, which covers characters outside it as well."""
 
 BEYOND_LAST_TOKEN = "entity beyond the last token"
-"""The entity ends after the last token: the text was cut, or its end has no tokens."""
+"""The entity ends after the last token. The text was cut, or its end has no tokens."""
 
 NO_TOKEN = "entity without tokens"
-"""No token covers any character of the entity: the tokenizer left it out."""
+"""No token covers any character of the entity, as the tokenizer left it out."""
 
 
 @dataclass(frozen=True, slots=True, order=True)

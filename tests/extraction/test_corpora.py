@@ -1,8 +1,10 @@
 """Readers, on a few sentences of our own in the format of each corpus."""
 
 import hashlib
+import inspect
 import io
 import json
+import re
 import time
 import zipfile
 from collections import Counter
@@ -29,6 +31,7 @@ from lib.extraction.corpora.published import (
     read_triple_lists,
     unzip,
 )
+from lib.extraction.synthetic import synthetic_corpus
 from lib.extraction.triples import Example, Span, Triple, overlap_patterns
 from tests.extraction.strategies import examples
 
@@ -553,3 +556,38 @@ def test_counters_hold_no_zeros(tmp_path: Path) -> None:
     corpus = load_corpus(f"conll04={miniature(tmp_path / 'c', 'conll04')}")
     assert corpus.dropped == Counter()
     assert all(corpus.notes.values())
+
+
+# The page for readers
+
+PAGE = (Path(__file__).parents[2] / "book" / "howto_data.md").read_text(encoding="utf-8")
+
+
+def test_the_page_shows_a_line_that_loads(tmp_path: Path) -> None:
+    line = next(line for line in PAGE.splitlines() if line.startswith('{"text"'))
+    path = tmp_path / "mine.jsonl"
+    path.write_text(line, encoding="utf-8")
+    assert read_jsonl(path)[0].strings() == (("Ada Lovelace", "wrote", "Notes"),)
+
+
+def test_the_page_shows_the_message(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    bad = '{"text": "a", "triples": [{"subject": "Eve", "relation": "r", "object": "a"}]}'
+    Path("mine.jsonl").write_text(f"{GOOD}\n" * 6 + bad)
+    with pytest.raises(ValueError, match=r"mine.jsonl, line 7") as raised:
+        read_jsonl("mine.jsonl")
+    assert f"\n{raised.value}\n" in PAGE
+
+
+def test_the_page_lists_every_corpus_and_dial() -> None:
+    first_table = PAGE.split("## Your own data")[0]
+    assert all(f"`{name}`" in first_table or f"`{name}=FOLDER`" in first_table for name in KNOWN)
+    dials = dict(re.findall(r"^\| `(\w+)` \| (0\.\d\d) \|", PAGE, flags=re.MULTILINE))
+    parameters = inspect.signature(synthetic_corpus).parameters
+    assert {name: float(value) for name, value in dials.items()} == {
+        name: p.default for name, p in parameters.items() if isinstance(p.default, float)
+    }
+    sizes = ", ".join(str(parameters[name].default) for name in ("train", "dev", "test"))
+    assert f"| {sizes} |" in PAGE
+    assert len(load_corpus("synthetic").relations) == 14
+    assert "in fourteen relations" in PAGE
