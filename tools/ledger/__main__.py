@@ -123,10 +123,15 @@ def agreed(label: str, digest: str, given: dict[str, str]) -> bool:
             return True
         click.echo(f"  {given[label]} is not the digest of this formula, which is {digest}")
         return False
-    if not sys.stdin.isatty():
+    if not can_type():
         click.echo(f"  to lock it: --confirm {label}={digest}")
         return False
     return click.prompt("  type the label to lock this formula", default="") == label
+
+
+def can_type() -> bool:
+    """Tell whether somebody sits at a keyboard."""
+    return sys.stdin.isatty()
 
 
 if __name__ == "__main__":
