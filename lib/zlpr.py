@@ -425,8 +425,8 @@ def _listed(table: Tensor) -> Tensor | None:
     rows, classes = table.shape
     if rows == 0:
         return None
-    flat = table.reshape(-1)
-    if flat.numel() % 8 == 0:
+    flat = table.reshape(-1).contiguous()
+    if flat.numel() % 8 == 0 and flat.storage_offset() % 8 == 0:
         words = flat.view(torch.int64).nonzero().squeeze(1)
         if words.numel() > flat.numel() * _LISTED_SHARE:
             return None
