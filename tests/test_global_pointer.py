@@ -323,16 +323,16 @@ class TestPrecision:
     def test_compiles_into_one_graph(self, kind):
         torch.manual_seed(0)
         pointer = kind(8, 2, 4, bias_start=-1.0)
-        compiled = torch.compile(pointer, fullgraph=True, dynamic=True, backend="aot_eager")
-        for length in (5, 7):
-            hidden = random(2, length, 8, dtype=torch.float32).requires_grad_()
-            mask = torch.arange(length) < torch.tensor([[length], [3]])
-            expected, actual = pointer(hidden, mask), compiled(hidden, mask)
-            torch.testing.assert_close(actual, expected)
-            kept = expected.isfinite()
-            (wanted,) = torch.autograd.grad(expected[kept].sum(), hidden)
-            (given_,) = torch.autograd.grad(actual[kept].sum(), hidden)
-            torch.testing.assert_close(given_, wanted)
+        # Forward and backward are traced and run without generating code, which takes minutes.
+        compiled = torch.compile(pointer, fullgraph=True, backend="aot_eager")
+        hidden = random(2, 5, 8, dtype=torch.float32).requires_grad_()
+        mask = torch.arange(5) < torch.tensor([[5], [3]])
+        expected, actual = pointer(hidden, mask), compiled(hidden, mask)
+        torch.testing.assert_close(actual, expected)
+        kept = expected.isfinite()
+        (wanted,) = torch.autograd.grad(expected[kept].sum(), hidden)
+        (returned,) = torch.autograd.grad(actual[kept].sum(), hidden)
+        torch.testing.assert_close(returned, wanted)
 
 
 class TestErrors:

@@ -5,6 +5,7 @@ their word embeddings, describe themselves, and write and read their files.
 """
 
 import zlib
+from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -39,7 +40,7 @@ class Tokens:
     truncated: bool
 
 
-class Encoder(nn.Module):
+class Encoder(nn.Module, ABC):
     """What the two kinds of encoder have in common."""
 
     kind: str
@@ -48,21 +49,21 @@ class Encoder(nn.Module):
     padding: dict[str, int]
     """Each input's name and the number that fills a batch up."""
 
+    @abstractmethod
     def tokenise(self, texts: Sequence[str]) -> list[Tokens]:
         """Cut each text into at most ``max_length`` tokens."""
-        raise NotImplementedError
 
+    @abstractmethod
     def word_embeddings(self) -> Tensor:
         """Return the table of word vectors."""
-        raise NotImplementedError
 
+    @abstractmethod
     def describe(self) -> dict[str, Any]:
         """Return what `load` needs beside the files, as JSON."""
-        raise NotImplementedError
 
+    @abstractmethod
     def save_files(self, folder: Path) -> None:
         """Write tokenizer and configuration, not the weights."""
-        raise NotImplementedError
 
 
 class HuggingFaceEncoder(Encoder):

@@ -68,7 +68,7 @@ class PointerOptions:
     pointer: Literal["efficient", "standard"] = "efficient"
     head_size: int = 64
     bias_start: float | None = -8.0
-    link_rope: bool = False
+    link_rope: bool = True
     freeze_embeddings: bool = False
 
 
@@ -77,7 +77,7 @@ class GPLinker(nn.Module):
 
     An encoder turns the text into states; three pointers turn these into the tables of subjects
     and objects (one pointer, two heads, causal, with RoPE), of links between first tokens and of
-    links between last tokens (R heads each, not causal). The training loss is
+    links between last tokens (R heads each, not causal, with RoPE). The training loss is
 
     .. math:: \mathcal L = \frac1B\sum_{\text{texts}}\ \sum_{\text{tables } t}
         \Bigl[\log\bigl(1 + \textstyle\sum_{\mathrm{neg}} e^{s_t(i,j)}\bigr)
@@ -98,8 +98,10 @@ class GPLinker(nn.Module):
 
     Notes
     -----
-    The sum over tables with equal weight, the mean over texts, and links without RoPE are those
-    of kexue 8888 (2022) and its code.
+    The sum over tables with equal weight and the mean over texts are those of kexue 8888 (2022)
+    and its code. That code has no RoPE on the links (``link_rope=False``). Then a link sees what
+    the two tokens are, but not that they stand near each other, and of two triples of the same
+    relation in one sentence the subject of one is easily linked to the object of the other.
     """
 
     def __init__(self, encoder: Encoder, relations: Sequence[str], options: PointerOptions) -> None:
@@ -145,7 +147,7 @@ class GPLinker(nn.Module):
         **options
             For both: ``pointer`` ("efficient" or "standard"), ``head_size`` (64), ``bias_start``
             (−8, see :class:`lib.global_pointer.GlobalPointer`; None for none), ``link_rope``
-            (False), ``freeze_embeddings`` (False: word embeddings are trained too),
+            (True), ``freeze_embeddings`` (False: word embeddings are trained too),
             ``max_length`` (tokens per text; 256, or the encoder's limit if that is lower). For
             ``"small"`` also ``hidden_size`` (192), ``layers`` (2), ``attention_heads`` (6),
             ``dropout`` (0.1), ``word_dropout`` (0.1), ``min_count`` (2, the occurrences that a
@@ -163,8 +165,8 @@ class GPLinker(nn.Module):
         ValueError
             If an option is out of range, `relations` is empty or has repetitions, `texts` is
             missing or has no words, or encoder and tokenizer do not belong together.
-        OSError
-            If transformers finds no such encoder.
+        OSError or ValueError
+            From transformers, if it finds no such encoder.
         """
         pointer_options = PointerOptions(**_take(options, PointerOptions))
         _check_relations(relations)

@@ -1,0 +1,966 @@
+"""`lib.gplinker`: tables, decoding, encoders, the model, and its folder on the disk."""
+
+import copy
+import errno
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lib.extraction.alignment import NOT_ON_BORDERS, TokenTriple, span_of
+from lib.extraction.triples import Example, Span, Triple, occurrences
+from lib.gplinker import GPLinker, Tables, decode_tables, model, table_positives, triple_scores
+from lib.gplinker.encoders import SHAPES, HuggingFaceEncoder, _ending, word_shape
+from lib.zlpr import zlpr_loss
+from tests.extraction.strategies import examples
+
+TINY = {
+    "hidden_size": 16,
+    "layers": 1,
+    "attention_heads": 2,
+    "head_size": 8,
+    "min_count": 1,
+    "dropout": 0.0,
+    "word_dropout": 0.0,
+}
+
+
+def example(text, *triples, id="0"):
+    """Build an example of strings that occur once."""
+    return Example(
+        id,
+        text,
+        tuple(Triple(occurrences(text, s)[0], r, occurrences(text, o)[0]) for s, r, o in triples),
+    )
+
+
+EIGHT = [
+    example("Ada Kole wrote Red Notes .", ("Ada Kole", "wrote", "Red Notes")),
+    example("Red Sky was written by Bo Ling .", ("Bo Ling", "wrote", "Red Sky")),
+    example("Bo lives in Arlen .", ("Bo", "lives in", "Arlen")),
+    example(
+        "Cy , who wrote Tides , lives in Morn .",
+        ("Cy", "wrote", "Tides"),
+        ("Cy", "lives in", "Morn"),
+    ),
+    example("Nobody wrote anything ."),
+    example("Eve runs Arlen Foods .", ("Eve", "runs", "Arlen Foods")),
+    example(
+        "Arlen Foods is run by Flo , who lives in Pell .",
+        ("Flo", "runs", "Arlen Foods"),
+        ("Flo", "lives in", "Pell"),
+    ),
+    example(
+        "Gus wrote Glass and Gil wrote Grain .",
+        ("Gus", "wrote", "Glass"),
+        ("Gil", "wrote", "Grain"),
+    ),
+]
+
+
+@st.composite
+def token_triples(draw, length=7, relations=3, most=6):
+    """Up to `most` triples on `length` tokens."""
+    spans = st.tuples(st.integers(0, length - 1), st.integers(0, length - 1)).map(sorted)
+    triples = st.builds(
+        lambda s, r, o: TokenTriple(*s, r, *o), spans, st.integers(0, relations - 1), spans
+    )
+    return draw(st.lists(triples, max_size=most))
+
+
+def perfect_scores(triples, length, relations, *, inside=1.0, outside=-1.0):
+    """Fill tables with one score on the positives, another elsewhere; spans above the diagonal."""
+    positives = table_positives([triples], length=length, relations=relations)
+    tables = []
+    for cells in positives:
+        table = torch.full((cells.shape[1], length * length + 1), outside, dtype=torch.float64)
+        table.scatter_(1, cells[0] % (length * length + 1), inside)  # -1 is the cell cut off next
+        tables.append(table[:, :-1].view(-1, length, length))
+    tables[0] = tables[0].masked_fill(torch.ones(length, length).tril(-1).bool(), -torch.inf)
+    return Tables(*tables)
+
+
+def decode_loop(entity_scores, head_scores, tail_scores):
+    """All quintuples, one at a time."""
+    relations, length, _ = head_scores.shape
+    spans = [(i, j) for i in range(length) for j in range(i, length)]
+    return {
+        TokenTriple(*s, r, *o)
+        for s in spans
+        for o in spans
+        for r in range(relations)
+        if entity_scores[0, s[0], s[1]] > 0
+        and entity_scores[1, o[0], o[1]] > 0
+        and head_scores[r, s[0], o[0]] > 0
+        and tail_scores[r, s[1], o[1]] > 0
+    }
+
+
+class TestTables:
+    def test_one_text_by_hand(self):
+        triples = [
+            TokenTriple(0, 1, 2, 3, 4),
+            TokenTriple(0, 1, 2, 2, 2),
+            TokenTriple(4, 4, 0, 0, 1),
+        ]
+        tables = table_positives([triples, []], length=5, relations=3)
+        assert tables.entities.tolist() == [[[1, 24, -1], [1, 12, 19]], [[-1] * 3, [-1] * 3]]
+        assert tables.heads.tolist() == [[[20, -1], [-1, -1], [2, 3]], [[-1, -1]] * 3]
+        assert tables.tails.tolist() == [[[21, -1], [-1, -1], [7, 9]], [[-1, -1]] * 3]
+        assert all(table.dtype == torch.int64 for table in tables)
+
+    @given(token_triples())
+    def test_equal_the_definition(self, triples):
+        tables = table_positives([triples], length=7, relations=3)
+        for kind, row, expected in [
+            (0, 0, {(t.subject_head, t.subject_tail) for t in triples}),
+            (0, 1, {(t.object_head, t.object_tail) for t in triples}),
+            *(
+                (1, r, {(t.subject_head, t.object_head) for t in triples if t.relation == r})
+                for r in range(3)
+            ),
+            *(
+                (2, r, {(t.subject_tail, t.object_tail) for t in triples if t.relation == r})
+                for r in range(3)
+            ),
+        ]:
+            cells = [c for c in tables[kind][0, row].tolist() if c >= 0]
+            assert cells == sorted(i * 7 + j for i, j in expected)
+            assert tables[kind][0, row, len(cells) :].eq(-1).all()
+
+    @given(token_triples())
+    def test_order_and_repetition_do_not_matter(self, triples):
+        again = table_positives([triples[::-1] + triples], length=7, relations=3)
+        for a, b in zip(table_positives([triples], length=7, relations=3), again, strict=True):
+            assert torch.equal(a, b)
+
+    def test_no_texts(self):
+        tables = table_positives([], length=3, relations=2)
+        assert [tuple(t.shape) for t in tables] == [(0, 2, 1), (0, 2, 1), (0, 2, 1)]
+
+    def test_indices_are_exact_where_float32_is_not(self):
+        triple = TokenTriple(4999, 4999, 0, 4998, 4999)
+        tables = table_positives([[triple]], length=5001, relations=1)
+        assert tables.heads.item() == 4999 * 5001 + 4998
+        assert int(torch.tensor(4999.0) * 5001 + 4998) != 4999 * 5001 + 4998
+
+    @pytest.mark.parametrize(
+        ("triple", "length", "relations", "message"),
+        [
+            ((0, 0, 0, 0, 0), 0, 1, "length: expected at least 1, got 0"),
+            ((0, 0, 0, 0, 0), 1, 0, "relations: expected at least 1, got 0"),
+            ((-1, 0, 0, 0, 0), 3, 1, "subject with 0 <= head <= tail < 3, got head -1 and tail 0"),
+            ((2, 1, 0, 0, 0), 3, 1, "subject .* got head 2 and tail 1"),
+            ((0, 0, 0, 1, 3), 3, 1, "object with 0 <= head <= tail < 3, got head 1 and tail 3"),
+            ((0, 0, 2, 0, 0), 3, 2, "relation from 0 to 1, got 2"),
+            ((0, 0, -1, 0, 0), 3, 2, "relation from 0 to 1, got -1"),
+        ],
+    )
+    def test_errors(self, triple, length, relations, message):
+        with pytest.raises(ValueError, match=message):
+            table_positives([[TokenTriple(*triple)]], length=length, relations=relations)
+
+
+class TestDecoding:
+    @given(st.integers(1, 5), st.integers(1, 3), st.integers(0, 2**31), st.floats(-1.5, 0.5))
+    def test_equals_the_loop(self, length, relations, seed, shift):
+        generator = torch.Generator().manual_seed(seed)
+        tables = [
+            torch.randn(n, length, length, generator=generator, dtype=torch.float64) + shift
+            for n in (2, relations, relations)
+        ]
+        tables[0] = tables[0].masked_fill(torch.ones(length, length).tril(-1).bool(), -torch.inf)
+        found = decode_tables(*tables)
+        assert len(found) == len(set(found))
+        assert set(found) == decode_loop(*tables)
+        assert found == sorted(
+            found,
+            key=lambda t: (
+                t.relation,
+                t.subject_head,
+                t.subject_tail,
+                t.object_head,
+                t.object_tail,
+            ),
+        )
+
+    @given(token_triples())
+    def test_contains_every_gold_triple(self, triples):
+        found = decode_tables(*perfect_scores(triples, 7, 3))
+        assert set(found) >= set(triples)
+
+    @given(token_triples(most=10))
+    def test_is_exact_where_first_or_last_tokens_are_distinct(self, triples):
+        """Keep the triples whose entities are named by one end; the proposition of the book."""
+        for end in (0, 1):
+            ends: dict[tuple[str, int], tuple[int, int]] = {}
+            kept = []
+            for t in triples:
+                subject = (t.subject_head, t.subject_tail)
+                object_ = (t.object_head, t.object_tail)
+                if (
+                    ends.setdefault(("subject", subject[end]), subject) == subject
+                    and ends.setdefault(("object", object_[end]), object_) == object_
+                ):
+                    kept.append(t)
+            assert set(decode_tables(*perfect_scores(kept, 7, 3))) == set(kept)
+
+    def test_counterexample(self):
+        """Head link, tail link and both spans from three different triples."""
+        gold = [TokenTriple(1, 2, 0, 5, 6), TokenTriple(0, 3, 0, 4, 7), TokenTriple(1, 3, 1, 5, 7)]
+        found = decode_tables(*perfect_scores(gold, 8, 2))
+        assert set(found) - set(gold) == {TokenTriple(1, 3, 0, 5, 7)}
+
+    def test_zero_is_not_positive(self):
+        triple = TokenTriple(0, 1, 0, 2, 2)
+        for kind, cell in ((0, (0, 0, 1)), (0, (1, 2, 2)), (1, (0, 0, 2)), (2, (0, 1, 2))):
+            tables = perfect_scores([triple], 3, 1, inside=1e-300)
+            assert decode_tables(*tables) == [triple]
+            tables[kind][cell] = 0.0
+            assert decode_tables(*tables) == []
+
+    def test_empty_tables(self):
+        assert decode_tables(*perfect_scores([], 4, 2)) == []
+        assert decode_tables(*(torch.zeros(n, 0, 0) for n in (2, 3, 3))) == []
+        nowhere = [torch.full((n, 4, 4), -torch.inf) for n in (2, 3, 3)]
+        assert decode_tables(*nowhere) == []
+
+    def test_links_may_run_backwards(self):
+        triple = TokenTriple(5, 6, 1, 0, 2)
+        assert decode_tables(*perfect_scores([triple], 7, 2)) == [triple]
+
+    def test_max_spans_keeps_the_best_in_reading_order(self):
+        triples = [TokenTriple(i, i, 0, 4, 4) for i in range(4)]
+        tables = perfect_scores(triples, 5, 1)
+        tables.entities[0].diagonal()[:4] = torch.tensor([2.0, 5.0, 1.0, 4.0])
+        assert decode_tables(*tables, max_spans=2) == [triples[1], triples[3]]
+        assert decode_tables(*tables, max_spans=4) == triples
+        tables = perfect_scores([TokenTriple(4, 4, 0, i, i) for i in range(4)], 5, 1)
+        tables.entities[1].diagonal()[:4] = torch.tensor([2.0, 5.0, 1.0, 4.0])
+        assert [t.object_head for t in decode_tables(*tables, max_spans=1)] == [1]
+
+    @given(token_triples(), st.integers(0, 2**31))
+    def test_confidence_is_the_smallest_of_four(self, triples, seed):
+        generator = torch.Generator().manual_seed(seed)
+        tables = [torch.randn(n, 7, 7, generator=generator) for n in (2, 3, 3)]
+        scores = triple_scores(triples, *tables)
+        assert scores.shape == (len(triples),)
+        for score, t in zip(scores, triples, strict=True):
+            assert score == min(
+                tables[0][0, t.subject_head, t.subject_tail],
+                tables[0][1, t.object_head, t.object_tail],
+                tables[1][t.relation, t.subject_head, t.object_head],
+                tables[2][t.relation, t.subject_tail, t.object_tail],
+            )
+        tables[0] = tables[0].masked_fill(torch.ones(7, 7).tril(-1).bool(), -torch.inf)
+        chosen = set(decode_tables(*tables))
+        for t, score in zip(triples, triple_scores(triples, *tables), strict=True):
+            assert (score > 0) == (t in chosen)
+
+    @pytest.mark.parametrize(
+        ("shapes", "message"),
+        [
+            (((), (3, 4, 4), (3, 4, 4)), r"entity_scores: expected shape \(2, L, L\), got \(\)"),
+            (((3, 4, 4), (3, 4, 4), (3, 4, 4)), r"entity_scores: .* got \(3, 4, 4\)"),
+            (((2, 4, 4), (4, 4), (4, 4)), r"head_scores: expected shape \(R, 4, 4\), got \(4, 4\)"),
+            (((2, 4, 4), (3, 4, 5), (3, 4, 4)), r"head_scores: .* got \(3, 4, 5\)"),
+            (((2, 4, 4), (3, 4, 4), (2, 4, 4)), r"tail_scores: .*\(3, 4, 4\).* got \(2, 4, 4\)"),
+        ],
+    )
+    def test_shapes(self, shapes, message):
+        tables = [torch.zeros(shape) for shape in shapes]
+        with pytest.raises(ValueError, match=message):
+            decode_tables(*tables)
+        with pytest.raises(ValueError, match=message):
+            triple_scores([], *tables)
+
+    def test_refuses_what_no_model_should_say(self):
+        triple = TokenTriple(0, 1, 0, 2, 2)
+        with pytest.raises(ValueError, match="max_spans: expected at least 1, got 0"):
+            decode_tables(*perfect_scores([triple], 3, 1), max_spans=0)
+        below = perfect_scores([triple], 3, 1)
+        below.entities[1, 2, 0] = 0.5
+        with pytest.raises(ValueError, match=r"no object below the diagonal, got cell \(2, 0\)"):
+            decode_tables(*below)
+        for kind, cell, message in (
+            (0, (0, 2, 0), "entity_scores: expected numbers, got NaN among the subjects"),
+            (1, (0, 0, 2), "head_scores: expected numbers, got NaN"),
+            (2, (0, 1, 2), "tail_scores: expected numbers, got NaN"),
+        ):
+            tables = perfect_scores([triple], 3, 1)
+            tables[kind][cell] = torch.nan
+            with pytest.raises(ValueError, match=message):
+                decode_tables(*tables)
+
+
+def small(relations=("wrote", "lives in", "runs"), data=EIGHT, seed=0, **options):
+    torch.manual_seed(seed)
+    return GPLinker.create("small", relations, texts=[e.text for e in data], **(TINY | options))
+
+
+def bert_files(folder, *, vocabulary=None, rows=None, decoder=False):
+    """Write a randomly initialised BERT with a WordPiece tokenizer, as the hub would hold it."""
+    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+    from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
+
+    words = vocabulary or sorted({w for e in EIGHT for w in e.text.lower().split()} - {"foods"})
+    entries = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *words, "food", "##s"]
+    raw = Tokenizer(models.WordPiece({w: i for i, w in enumerate(entries)}, unk_token="[UNK]"))
+    raw.normalizer = normalizers.BertNormalizer()
+    raw.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    raw.post_processor = processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=raw,
+        pad_token="[PAD]",
+        unk_token="[UNK]",
+        cls_token="[CLS]",
+        sep_token="[SEP]",
+        model_max_length=40,
+    )
+    torch.manual_seed(0)
+    config = BertConfig(
+        vocab_size=rows or len(entries),
+        hidden_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=32,
+        max_position_embeddings=48,
+    )
+    BertModel(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def bert(tmp_path_factory):
+    return bert_files(tmp_path_factory.mktemp("bert"))
+
+
+@pytest.fixture(params=["small", "transformers"])
+def made(request, bert):
+    """Return one untrained model of each kind."""
+    if request.param == "small":
+        return small()
+    torch.manual_seed(0)
+    return GPLinker.create(bert, ("wrote", "lives in", "runs"), head_size=8)
+
+
+@pytest.fixture(scope="module")
+def two(bert):
+    """Return a model of each kind for relations p and q."""
+    return small(("p", "q")), GPLinker.create(bert, ("p", "q"), head_size=4)
+
+
+def patch_scores(monkeypatch, linker):
+    """Make a model score its items' own triples with +1 and everything else with −1."""
+
+    def read(item, tables):
+        perfect = perfect_scores(item.triples, len(item), len(linker.relations))
+        hidden = torch.tensor([start == end for start, end in item.offsets])
+        for table, right in zip(tables, perfect, strict=True):
+            assert table.shape == right.shape
+            right.masked_fill_(hidden[:, None] | hidden[None, :], -torch.inf)
+        return original(item, list(perfect))
+
+    original = linker._read
+    monkeypatch.setattr(linker, "_read", read)
+
+
+class TestTextsAndTokens:
+    def test_items_and_counts(self, made):
+        data = [
+            *EIGHT,
+            Example("cut", "Ada wrote Tides", (Triple(Span(0, 2), "wrote", Span(10, 15)),)),
+        ]
+        items, dropped = made.prepare(data)
+        assert len(items) == len(data)
+        assert dropped == {NOT_ON_BORDERS: 1}
+        for item, e in zip(items, data, strict=True):
+            assert item.text == e.text
+            assert len(item) == len(item.offsets)
+            assert all(len(values) == len(item) for values in item.inputs.values())
+            triples = {
+                Triple(
+                    span_of(item.offsets, t.subject_head, t.subject_tail),
+                    made.relations[t.relation],
+                    span_of(item.offsets, t.object_head, t.object_tail),
+                )
+                for t in item.triples
+            }
+            assert triples == (set(e.triples) if e.id != "cut" else set())
+
+    def test_truncation_is_counted(self, made):
+        made.encoder.max_length = 5
+        if made.encoder.kind == "small":
+            made.encoder.tokenizer.enable_truncation(5)
+        items, dropped = made.prepare(EIGHT[:4])
+        assert [len(item) for item in items] == [5, 5, 5, 5]
+        assert dropped["text truncated"] == 4
+        assert dropped.total() - 4 + sum(len(i.triples) for i in items) == 5
+
+    def test_unknown_relation(self, made):
+        with pytest.raises(ValueError, match="example 'x': relation 'eats' is not among the 3"):
+            made.prepare([example("Ada eats Tides", ("Ada", "eats", "Tides"), id="x")])
+
+    def test_nothing(self, made):
+        assert made.prepare([]) == ([], {})
+        assert made.extract([]) == []
+        with pytest.raises(ValueError, match="items: expected at least one item, got none"):
+            made.collate([])
+
+    def test_batches(self, made):
+        items, _ = made.prepare(EIGHT[:3])
+        batch = made.collate(items)
+        length = max(map(len, items))
+        assert set(batch) == {
+            *made.encoder.padding,
+            "attention_mask",
+            "cells",
+            "entities",
+            "heads",
+            "tails",
+        }
+        for row, item in enumerate(items):
+            assert batch["attention_mask"][row].tolist() == [1] * len(item) + [0] * (
+                length - len(item)
+            )
+            for name, values in item.inputs.items():
+                padding = [made.encoder.padding[name]] * (length - len(item))
+                assert batch[name][row].tolist() == [*values, *padding]
+            visible = [start < end for start, end in item.offsets]
+            assert not visible[0]
+            assert batch["cells"][row].tolist() == visible + [False] * (length - len(item))
+        expected = table_positives([i.triples for i in items], length=length, relations=3)
+        for name, table in expected._asdict().items():
+            assert torch.equal(batch[name], table)
+
+    def test_gold_tables_come_back_as_the_same_triples(self, made, monkeypatch):
+        patch_scores(monkeypatch, made)
+        items, _ = made.prepare(EIGHT)
+        assert [set(t) for t in made.extract(items)] == [set(e.triples) for e in EIGHT]
+
+    @given(data=st.lists(examples(), min_size=1, max_size=4))
+    def test_round_trip_of_any_text(self, two, data):
+        for linker in two:
+            items, dropped = linker.prepare(data)
+            del dropped["text truncated"]
+            kept = sum(len(item.triples) for item in items)
+            assert kept + dropped.total() == sum(len(e.triples) for e in data)
+            with pytest.MonkeyPatch.context() as patch:
+                patch_scores(patch, linker)
+                for e, item, found in zip(data, items, linker.extract(items), strict=True):
+                    gold = {
+                        Triple(
+                            span_of(item.offsets, t.subject_head, t.subject_tail),
+                            linker.relations[t.relation],
+                            span_of(item.offsets, t.object_head, t.object_tail),
+                        )
+                        for t in item.triples
+                    }
+                    assert gold <= set(e.triples)
+                    assert gold <= set(found)
+                    heads = {(t.subject_head, t.subject_tail) for t in item.triples}
+                    tails = {(t.object_head, t.object_tail) for t in item.triples}
+                    if len({h for h, _ in heads}) == len(heads) and len(
+                        {h for h, _ in tails}
+                    ) == len(tails):
+                        assert gold == set(found)
+
+    def test_word_shapes(self):
+        words = ["wrote", "Ada", "A", "NATO", "iPad", "1843", "B2", ",", "中文", "McKay", "ß"]
+        shapes = ["x", "Xx", "X", "XX", "xX", "0", "x0", ".", "?", "xX", "x"]
+        assert [word_shape(w) for w in words] == shapes
+        assert set(shapes) | {""} == set(SHAPES)
+
+    def test_unknown_names_keep_shape_and_ending(self):
+        linker = small()
+        known, unknown = (
+            i.inputs for i in linker.prepare([Example("", "Arlen"), Example("", "Zzlen")])[0]
+        )
+        assert known["words"][1] > 2
+        assert unknown["words"][1] == 1
+        assert known["shapes"] == unknown["shapes"]
+        assert known["endings"] == unknown["endings"]
+
+    def test_endings_are_the_same_in_every_process(self):
+        """Saved models rely on these numbers; Python's own hash changes from run to run."""
+        assert [_ending(word) for word in ("Arlen", "ALLEN", "n", "诗")] == [187, 187, 382, 512]
+
+    def test_chinese_characters_are_words(self):
+        (tokens,) = small().encoder.tokenise(["他写了诗"])
+        assert tokens.offsets == ((0, 0), (0, 1), (1, 2), (2, 3), (3, 4))
+
+
+class TestModel:
+    def test_loss_is_the_sum_over_tables_and_the_mean_over_texts(self, made):
+        made.eval()
+        items, _ = made.prepare(EIGHT)
+        total = 0.0
+        for item in items:
+            batch = made.collate([item])
+            positives = Tables(*(batch.pop(name) for name in Tables._fields))
+            for scores, cells in zip(made.scores(**batch), positives, strict=True):
+                for head in range(scores.shape[1]):
+                    targets = torch.zeros(scores.shape[-1] ** 2)
+                    targets[[c for c in cells[0, head].tolist() if c >= 0]] = 1
+                    total += zlpr_loss(scores[0, head].flatten(), targets).item()
+        assert made(**made.collate(items)).item() == pytest.approx(total / 8, rel=1e-4)
+
+    def test_padding_changes_nothing(self, made):
+        made = made.double().eval()
+        items, _ = made.prepare(EIGHT)
+        short = min(items, key=len)
+        alone = made.collate([short])
+        beside = made.collate([short, max(items, key=len)])
+        for batch in (alone, beside):
+            for name in Tables._fields:
+                del batch[name]
+        n = len(short)
+        for a, b in zip(made.scores(**alone), made.scores(**beside), strict=True):
+            torch.testing.assert_close(b[:1, :, :n, :n], a)
+            assert (b[0, :, n:] == -torch.inf).all()
+
+    def test_special_tokens_have_no_cells(self, made):
+        batch = made.collate(made.prepare(EIGHT[:1])[0])
+        hidden = ~batch["cells"][0]
+        assert hidden[0]
+        for name in Tables._fields:
+            del batch[name]
+        for table in made.scores(**batch):
+            assert (table[0, :, hidden] == -torch.inf).all()
+            assert (table[0, :, :, hidden] == -torch.inf).all()
+
+    def test_every_trained_parameter_takes_part(self, made):
+        """Distributed training needs that, in every forward."""
+        made(**made.collate(made.prepare(EIGHT)[0])).backward()
+        missing = [n for n, p in made.named_parameters() if p.requires_grad and p.grad is None]
+        assert missing == []
+
+    def test_groups_hold_each_parameter_once(self, made):
+        groups = made.parameter_groups(1e-5, 1e-3, 0.01)
+        names = {id(p): n for n, p in made.named_parameters()}
+        norms = {
+            id(p)
+            for module in made.modules()
+            if isinstance(module, torch.nn.LayerNorm)
+            for p in module.parameters()
+        }
+        seen = [id(p) for g in groups for p in g["params"]]
+        assert sorted(seen) == sorted(names)
+        for group in groups:
+            for p in group["params"]:
+                name = names[id(p)]
+                assert group["lr"] == (1e-5 if name.startswith("encoder.") else 1e-3)
+                plain = name.endswith(".bias") or id(p) in norms
+                assert group["weight_decay"] == (0.0 if plain else 0.01), name
+
+    def test_frozen_embeddings(self, bert):
+        for linker in (
+            small(freeze_embeddings=True),
+            GPLinker.create(bert, ("wrote",), freeze_embeddings=True),
+        ):
+            frozen = [n for n, p in linker.named_parameters() if not p.requires_grad]
+            assert len(frozen) == 1
+            assert "word" in frozen[0]
+            groups = linker.parameter_groups(1.0, 1.0, 0.0)
+            trained = sum(len(g["params"]) for g in groups)
+            assert trained == len(list(linker.parameters())) - 1
+
+    @pytest.mark.parametrize("pointer", ["efficient", "standard"])
+    def test_options_reach_the_pointers(self, pointer):
+        linker = small(pointer=pointer, bias_start=-5.0, link_rope=False, head_size=6)
+        kinds = {type(m).__name__ for m in (linker.entities, linker.heads, linker.tails)}
+        assert kinds == {"EfficientGlobalPointer" if pointer == "efficient" else "GlobalPointer"}
+        assert [m.heads for m in (linker.entities, linker.heads, linker.tails)] == [2, 3, 3]
+        assert [m.causal for m in (linker.entities, linker.heads, linker.tails)] == [
+            True,
+            False,
+            False,
+        ]
+        assert [m.rope for m in (linker.entities, linker.heads, linker.tails)] == [
+            True,
+            False,
+            False,
+        ]
+        assert small().heads.rope
+        assert small().tails.rope
+        assert linker.heads.head_size == 6
+        assert linker(**linker.collate(linker.prepare(EIGHT)[0])).isfinite()
+
+    def test_bias_start_is_the_level_of_the_first_scores(self):
+        for start in (-8.0, 0.0):
+            linker = small(bias_start=start)
+            batch = linker.collate(linker.prepare(EIGHT)[0])
+            for name in Tables._fields:
+                del batch[name]
+            for table in linker.scores(**batch):
+                assert table[table.isfinite()].mean().item() == pytest.approx(start, abs=1)
+
+    def test_word_dropout_forgets_in_training_only(self):
+        linker = small(word_dropout=0.5)
+        batch = linker.collate(linker.prepare(EIGHT)[0])
+        first, second = linker(**batch), linker(**batch)
+        assert first != second
+        linker.eval()
+        assert linker(**batch) == linker(**batch)
+        seen = []
+        linker.encoder.words.register_forward_hook(lambda _m, args, _o: seen.append(args[0]))
+        linker.train()
+        linker(**batch)
+        words, kept = batch["words"], seen[0]
+        assert (kept[words <= 2] == words[words <= 2]).all()
+        changed = (kept != words)[words > 2]
+        assert (kept[kept != words] == 1).all()
+        assert 0.2 < changed.double().mean() < 0.8
+
+    def test_float64(self, made):
+        made = made.double()
+        batch = made.collate(made.prepare(EIGHT)[0])
+        loss = made(**batch)
+        assert loss.dtype == torch.float64
+        loss.backward()
+        assert {p.grad.dtype for p in made.parameters()} == {torch.float64}
+        assert {b.dtype for b in made.buffers() if b.is_floating_point()} <= {torch.float64}
+
+    def test_autocast(self, made):
+        made.eval()
+        batch = made.collate(made.prepare(EIGHT)[0])
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            loss = made(**batch)
+        assert loss.dtype == torch.float32
+        assert loss.item() == pytest.approx(made(**batch).item(), rel=0.05)
+        loss.backward()
+        assert all(p.grad.isfinite().all() for p in made.parameters())
+
+    def test_extraction_keeps_order_mode_and_randomness(self, made, monkeypatch):
+        """The result does not depend on how the items are batched."""
+        bias = small(bias_start=0.3) if made.encoder.kind == "small" else made
+        made = bias.double()
+        items, _ = made.prepare(EIGHT)
+        made.train()
+        together = made.extract_scored(items)
+        assert made.training
+        made.eval()
+        monkeypatch.setattr(model, "CELLS_AT_ONCE", 1)
+        alone = made.extract_scored(items)
+        assert not made.training
+        for a, b in zip(together, alone, strict=True):
+            assert [t for t, _ in a] == [t for t, _ in b]
+            assert [s for _, s in a] == pytest.approx([s for _, s in b])
+        if made.encoder.kind == "small":
+            assert any(together)
+        assert made.extract(items) == [tuple(t for t, _ in found) for found in together]
+
+    def test_extraction_restores_the_mode_after_an_error(self):
+        linker = small()
+        items, _ = linker.prepare(EIGHT)
+        torch.nn.init.constant_(linker.entities.projection.bias, torch.nan)
+        with pytest.raises(ValueError, match="got NaN"):
+            linker.extract(items)
+        assert linker.training
+
+    def test_batches_are_bounded_by_cells(self, monkeypatch):
+        linker = small()
+        items, _ = linker.prepare([Example("", "Ada " * n) for n in (1, 30, 2, 29, 3)])
+        monkeypatch.setattr(model, "CELLS_AT_ONCE", 8 * 31**2 * 2)
+        assert linker._batches(items) == [[1, 3], [4, 2, 0]]
+        assert sorted(i for b in linker._batches(items) for i in b) == [0, 1, 2, 3, 4]
+        many = linker._batches([items[0]] * 130)
+        assert [len(b) for b in many] == [64, 64, 2]
+
+    @pytest.mark.parametrize("pointer", ["efficient", "standard"])
+    def test_learns_eight_sentences_by_heart(self, pointer):
+        linker = small(hidden_size=48, head_size=16, pointer=pointer).double()
+        items, _ = linker.prepare(EIGHT)
+        batch = linker.collate(items)
+        optimiser = torch.optim.AdamW(linker.parameter_groups(5e-3, 1e-2, 0.0))
+        first = linker(**batch).item()
+        for _ in range(80):
+            optimiser.zero_grad()
+            loss = linker(**batch)
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(linker.parameters(), 1.0)
+            optimiser.step()
+        assert loss.item() < first / 20
+        assert [set(t) for t in linker.extract(items)] == [set(e.triples) for e in EIGHT]
+
+    def test_pretrained_kind_learns_by_heart(self, bert):
+        torch.manual_seed(0)
+        linker = GPLinker.create(bert, ("wrote", "lives in", "runs"), head_size=16)
+        items, _ = linker.prepare(EIGHT)
+        batch = linker.collate(items)
+        optimiser = torch.optim.AdamW(linker.parameter_groups(5e-3, 1e-2, 0.0))
+        for _ in range(100):
+            optimiser.zero_grad()
+            linker(**batch).backward()
+            torch.nn.utils.clip_grad_norm_(linker.parameters(), 1.0)
+            optimiser.step()
+        assert [set(t) for t in linker.extract(items)] == [set(e.triples) for e in EIGHT]
+
+
+class TestCreate:
+    @pytest.mark.parametrize(
+        ("options", "error", "message"),
+        [
+            ({"texts": None}, ValueError, "texts: expected the training texts .*, got None"),
+            ({"texts": ["", "  "]}, ValueError, "texts: expected some words"),
+            (
+                {"pointer": "fast"},
+                ValueError,
+                "pointer: expected 'efficient' or 'standard', .*'fast'",
+            ),
+            ({"layers": 0}, ValueError, "layers: expected at least 1, got 0"),
+            ({"max_length": 0}, ValueError, "max_length: expected at least 1, got 0"),
+            ({"dropout": 1.0}, ValueError, "dropout: expected 0 <= dropout < 1, got 1.0"),
+            ({"word_dropout": -0.1}, ValueError, "word_dropout: .* got -0.1"),
+            ({"hidden_size": 18}, ValueError, "hidden_size: expected a multiple of 4.* got 18"),
+            ({"head_size": 3}, ValueError, "head_size: expected an even number"),
+            ({"depth": 3, "width": 2}, TypeError, "not known for encoder 'small': depth, width"),
+        ],
+    )
+    def test_small(self, options, error, message):
+        arguments = {"texts": ["Ada wrote"]} | TINY | options
+        with pytest.raises(error, match=message):
+            GPLinker.create("small", ("r",), **arguments)
+
+    @pytest.mark.parametrize(
+        ("relations", "message"),
+        [
+            ((), r"relations: expected at least one name in a sequence, got \(\)"),
+            ("wrote", "relations: expected at least one name in a sequence, got 'wrote'"),
+            (("a", "b", "a"), "relations: expected different names, got 'a' more than once"),
+        ],
+    )
+    def test_relations(self, relations, message):
+        with pytest.raises(ValueError, match=message):
+            GPLinker.create("small", relations, texts=["Ada wrote"])
+
+    def test_the_seed_decides(self):
+        first, again, other = small(seed=1), small(seed=1), small(seed=2)
+        for a, b in zip(first.state_dict().values(), again.state_dict().values(), strict=True):
+            assert torch.equal(a, b)
+        assert not torch.equal(first.entities.projection.weight, other.entities.projection.weight)
+
+    def test_vocabulary_of_frequent_words(self):
+        texts = ["Ada wrote Tides", "Bo wrote tides"]
+        linker = GPLinker.create("small", ("r",), texts=texts)
+        vocabulary = linker.encoder.tokenizer.get_vocab()
+        assert set(vocabulary) == {"[PAD]", "[UNK]", "[CLS]", "wrote", "tides"}
+        (tokens,) = linker.encoder.tokenise(["Ada wrote Tides"])
+        assert tokens.inputs["words"] == (2, 1, vocabulary["wrote"], vocabulary["tides"])
+
+    def test_pretrained_takes_no_options_of_the_small_one(self, bert):
+        with pytest.raises(TypeError, match=r"options: not known for encoder .*: layers"):
+            GPLinker.create(bert, ("r",), layers=3)
+
+    def test_max_length(self, bert):
+        assert GPLinker.create(bert, ("r",)).encoder.max_length == 40
+        assert GPLinker.create(bert, ("r",), max_length=17).encoder.max_length == 17
+        for wrong in (2, 41):
+            with pytest.raises(ValueError, match=f"max_length: expected 3 to 40.* got {wrong}"):
+                GPLinker.create(bert, ("r",), max_length=wrong)
+
+    def test_pooler_is_left_out(self, bert):
+        encoder = GPLinker.create(bert, ("r",)).encoder
+        assert not any("pooler" in name for name, _ in encoder.named_parameters())
+        again = HuggingFaceEncoder(encoder.model, encoder.tokenizer, None, "has none")
+        assert again.hidden_size == encoder.hidden_size
+
+    def test_no_such_encoder(self, tmp_path):
+        (tmp_path / "empty").mkdir()
+        with pytest.raises((OSError, ValueError), match="empty"):
+            GPLinker.create(str(tmp_path / "empty"), ("r",))
+
+    def test_tokenizer_larger_than_the_model(self, tmp_path):
+        folder = bert_files(tmp_path, rows=9)
+        message = r"the tokenizer of '.*' has \d+ entries, but the model has embeddings for 9 only"
+        with pytest.raises(ValueError, match=message):
+            GPLinker.create(folder, ("r",))
+
+    def test_slow_tokenizers_and_decoders(self, bert):
+        encoder = GPLinker.create(bert, ("r",)).encoder
+
+        class Slow:
+            is_fast = False
+
+        with pytest.raises(ValueError, match=r"fast tokenizer.* got Slow for 'name'"):
+            HuggingFaceEncoder(encoder.model, Slow(), None, "name")
+        encoder.model.config.is_encoder_decoder = True
+        with pytest.raises(ValueError, match="encoder alone, got 'name', which has a decoder"):
+            HuggingFaceEncoder(encoder.model, encoder.tokenizer, None, "name")
+
+    def test_weights_come_from_safetensors_only(self, bert, tmp_path):
+        folder = tmp_path / "pickled"
+        shutil.copytree(bert, folder)
+        from safetensors.torch import load_file
+
+        torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
+        (folder / "model.safetensors").unlink()
+        with pytest.raises(OSError, match="safetensors"):
+            GPLinker.create(str(folder), ("r",))
+
+
+class Killed(BaseException):
+    """Stands for the end of the process: nothing catches it."""
+
+
+class TestFolder:
+    def test_load_gives_the_same_scores_without_the_encoder(self, made, tmp_path, monkeypatch):
+        monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+        items, _ = made.prepare(EIGHT)
+        made.save(tmp_path / "model")
+        loaded = GPLinker.load(tmp_path / "model")
+        assert not loaded.training
+        assert loaded.relations == made.relations
+        assert loaded.options == made.options
+        assert loaded.encoder.max_length == made.encoder.max_length
+        assert loaded.prepare(EIGHT) == made.prepare(EIGHT)
+        made.eval()
+        batch = made.collate(items)
+        for name in Tables._fields:
+            del batch[name]
+        for a, b in zip(made.scores(**batch), loaded.scores(**batch), strict=True):
+            assert torch.equal(a, b)
+
+    def test_holds_what_it_promises(self, made, tmp_path):
+        made.save(tmp_path / "model")
+        assert sorted(p.name for p in tmp_path.iterdir()) == ["model"]
+        assert sorted(p.name for p in (tmp_path / "model").iterdir()) == [
+            "config.json",
+            "encoder",
+            "model.safetensors",
+        ]
+        config = json.loads((tmp_path / "model" / "config.json").read_text())
+        assert config["format"] == 1
+        assert config["relations"] == ["wrote", "lives in", "runs"]
+        assert config["encoder"]["kind"] == made.encoder.kind
+
+    def test_float64_comes_back_as_float64(self, tmp_path):
+        linker = small().double()
+        linker.save(tmp_path / "model")
+        loaded = GPLinker.load(tmp_path / "model")
+        for a, b in zip(linker.state_dict().values(), loaded.state_dict().values(), strict=True):
+            assert a.dtype == b.dtype == torch.float64
+            assert torch.equal(a, b)
+
+    def test_replaces_a_model_but_nothing_else(self, tmp_path):
+        first, second = small(seed=1), small(seed=2)
+        first.save(tmp_path / "model")
+        second.save(tmp_path / "model")
+        loaded = GPLinker.load(tmp_path / "model")
+        assert torch.equal(loaded.entities.projection.weight, second.entities.projection.weight)
+        (tmp_path / "empty").mkdir()
+        first.save(tmp_path / "empty")
+        assert GPLinker.load(tmp_path / "empty").relations == first.relations
+        (tmp_path / "letters").mkdir()
+        (tmp_path / "letters" / "to_ada.txt").write_text("dear")
+        with pytest.raises(ValueError, match=r"expected a saved model or nothing at .*letters"):
+            first.save(tmp_path / "letters")
+        assert (tmp_path / "letters" / "to_ada.txt").read_text() == "dear"
+        assert not [p for p in tmp_path.iterdir() if p.name.startswith(".")]
+
+    @pytest.mark.parametrize("rename", [1, 2])
+    def test_a_kill_between_the_renames_loses_nothing(self, tmp_path, monkeypatch, rename):
+        first, second = small(seed=1), small(seed=2)
+        first.save(tmp_path / "model")
+        calls = []
+        original = Path.rename
+
+        def killed(path, target):
+            calls.append(path)
+            if len(calls) == rename:
+                raise Killed
+            return original(path, target)
+
+        monkeypatch.setattr(Path, "rename", killed)
+        with pytest.raises(Killed):
+            second.save(tmp_path / "model")
+        monkeypatch.undo()
+        loaded = GPLinker.load(tmp_path / "model")
+        assert torch.equal(loaded.entities.projection.weight, first.entities.projection.weight)
+        second.save(tmp_path / "model")
+        loaded = GPLinker.load(tmp_path / "model")
+        assert torch.equal(loaded.entities.projection.weight, second.entities.projection.weight)
+        assert [p.name for p in tmp_path.iterdir()] == ["model"]
+
+    def test_a_kill_after_the_renames_loses_nothing(self, tmp_path, monkeypatch):
+        first, second = small(seed=1), small(seed=2)
+        first.save(tmp_path / "model")
+        monkeypatch.setattr(model, "rmtree", lambda *_args, **_options: None)
+        second.save(tmp_path / "model")
+        monkeypatch.undo()
+        assert (tmp_path / ".model.old").exists()
+        loaded = GPLinker.load(tmp_path / "model")
+        assert torch.equal(loaded.entities.projection.weight, second.entities.projection.weight)
+        assert not (tmp_path / ".model.old").exists()
+
+    def test_a_full_disk_loses_nothing(self, tmp_path, monkeypatch):
+        first, second = small(seed=1), small(seed=2)
+        first.save(tmp_path / "model")
+
+        def full(path, _write):
+            if path.suffix == ".safetensors":
+                raise OSError(errno.ENOSPC, "No space left on device")
+
+        monkeypatch.setattr(model, "write_atomically", full)
+        with pytest.raises(OSError, match="No space left"):
+            second.save(tmp_path / "model")
+        monkeypatch.undo()
+        loaded = GPLinker.load(tmp_path / "model")
+        assert torch.equal(loaded.entities.projection.weight, first.entities.projection.weight)
+        assert [p.name for p in tmp_path.iterdir()] == ["model"]
+
+    @pytest.mark.parametrize("missing", ["config.json", "model.safetensors", "encoder"])
+    def test_a_missing_file_is_named(self, tmp_path, missing):
+        small().save(tmp_path / "model")
+        path = tmp_path / "model" / missing
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+        with pytest.raises(FileNotFoundError, match=f"model: .* has no {missing}"):
+            GPLinker.load(tmp_path / "model")
+
+    def test_no_folder(self, tmp_path):
+        with pytest.raises(FileNotFoundError, match="nowhere: expected a saved model"):
+            GPLinker.load(tmp_path / "nowhere")
+
+    @pytest.mark.parametrize(
+        ("text", "message"),
+        [
+            ("{", "config.json: not JSON"),
+            ("[]", "config.json: expected format 1, got None"),
+            ('{"format": 2}', "config.json: expected format 1, got 2"),
+        ],
+    )
+    def test_a_wrong_config_is_named(self, tmp_path, text, message):
+        small().save(tmp_path / "model")
+        (tmp_path / "model" / "config.json").write_text(text)
+        with pytest.raises(ValueError, match=message):
+            GPLinker.load(tmp_path / "model")
+
+    def test_files_of_different_models(self, tmp_path):
+        small().save(tmp_path / "one")
+        small(hidden_size=32).save(tmp_path / "two")
+        shutil.copy(tmp_path / "two" / "model.safetensors", tmp_path / "one")
+        with pytest.raises(ValueError, match=r"model.safetensors: does not fit config.json"):
+            GPLinker.load(tmp_path / "one")
+        weights = tmp_path / "two" / "model.safetensors"
+        weights.write_bytes(weights.read_bytes()[:100])
+        with pytest.raises(ValueError, match=r"model.safetensors: does not fit config.json"):
+            GPLinker.load(tmp_path / "two")
+
+    def test_tokenizer_of_another_model(self, bert, tmp_path):
+        GPLinker.create(bert, ("r",)).save(tmp_path / "model")
+        path = tmp_path / "model" / "encoder" / "config.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"vocab_size": 5}))
+        with pytest.raises(ValueError, match=r"has \d+ entries, .* embeddings for 5 only"):
+            GPLinker.load(tmp_path / "model")
+
+    def test_copies(self, made):
+        """Training keeps copies of models."""
+        items, _ = made.prepare(EIGHT)
+        made.eval()
+        twin = copy.deepcopy(made)
+        assert twin(**twin.collate(items)) == made(**made.collate(items))
