@@ -99,15 +99,15 @@ def synthetic_corpus(
 
     *Held-out templates*: ``test_templates`` has the names of ``test``, and all its wordings (of
     facts, of frames that join facts, of denials and remarks) are used nowhere else. They arrange
-    words of the training templates in a new way: "was born in …" is in training, "it was in …
-    that … was born" is held out. What is tested is understanding a new order of known words,
-    not new words.
+    words of the training templates in a new way: training says "the founder of … is …" and
+    "… has … as its head", held out is "… has … as its founder". What is tested is understanding
+    a new order of known words, not new words.
 
     Examples
     --------
     >>> corpus = synthetic_corpus(0, train=2, dev=1, test=1)
     >>> corpus.train[1].text
-    'Toutus Tedurktan is the mother of Maifom.'
+    'Toutus Tedurktan was the mother of Maifom.'
     >>> corpus.train[1].strings()
     (('Toutus Tedurktan', 'parent_of', 'Maifom'),)
     """

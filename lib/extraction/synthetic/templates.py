@@ -48,12 +48,26 @@ RELATIONS: dict[str, Relation] = {
         ("company", "school"),
         "city",
         (
-            ("is based in {o}", "has its main office in {o}", "has its seat in {o}"),
-            ("has its seat and main office in {o}", "is based in an office in {o}"),
+            (
+                "is based in {o}",
+                "has its main office in {o}",
+                "has its seat in {o}",
+            ),
+            (
+                "was based in {o}",
+                "has its main seat in {o}",
+            ),
         ),
         (
-            ("{o} is the seat of {s}", "{o} hosts the main office of {s}"),
-            ("the main office of {s} is in {o}", "the seat of {s} is {o}"),
+            (
+                "{o} is the seat of {s}",
+                "the main office of {s} is in {o}",
+                "it is in {o} that {s} has its seat",
+            ),
+            (
+                "the seat of {s} is {o}",
+                "{o} is where {s} is based",
+            ),
         ),
         (
             ("is not based in {o}", "has no office in {o}"),
@@ -64,12 +78,26 @@ RELATIONS: dict[str, Relation] = {
         ("person",),
         "city",
         (
-            ("was born in {o}", "comes from {o}", "is a native of {o}"),
-            ("was born a native of {o}", "comes from and was born in {o}"),
+            (
+                "was born in {o}",
+                "comes from {o}",
+                "is a native of {o}",
+            ),
+            (
+                "was a native of {o}",
+                "has {o} as a birthplace",
+            ),
         ),
         (
-            ("{o} is the birthplace of {s}", "the birthplace of {s} is {o}"),
-            ("it was in {o} that {s} was born", "{o} is where {s} was born"),
+            (
+                "{o} is the birthplace of {s}",
+                "it was in {o} that {s} was born",
+                "the birthplace of {s} was {o}",
+            ),
+            (
+                "the birthplace of {s} is {o}",
+                "{o} is where {s} was born",
+            ),
         ),
         (
             ("was not born in {o}", "does not come from {o}"),
@@ -80,12 +108,26 @@ RELATIONS: dict[str, Relation] = {
         ("person",),
         "company",
         (
-            ("founded {o}", "started {o}", "is the founder of {o}"),
-            ("was the founder of {o}", "founded and started {o}"),
+            (
+                "founded {o}",
+                "started {o}",
+                "is the founder of {o}",
+            ),
+            (
+                "was the founder of {o}",
+                "founded and started {o}",
+            ),
         ),
         (
-            ("{o} was founded by {s}", "the founder of {o} is {s}"),
-            ("{o} has {s} as its founder", "it was {s} that founded {o}"),
+            (
+                "{o} was founded by {s}",
+                "the founder of {o} is {s}",
+                "{o} was started by {s}",
+            ),
+            (
+                "{o} has {s} as its founder",
+                "it was {s} that founded {o}",
+            ),
         ),
         (
             ("did not found {o}", "never started {o}"),
@@ -96,12 +138,26 @@ RELATIONS: dict[str, Relation] = {
         ("person",),
         "company",
         (
-            ("leads {o}", "runs {o}", "is the head of {o}"),
-            ("stands at the head of {o}", "leads and runs {o}"),
+            (
+                "leads {o}",
+                "runs {o}",
+                "was the head of {o}",
+            ),
+            (
+                "is the head of {o}",
+                "leads and runs {o}",
+            ),
         ),
         (
-            ("{o} is led by {s}", "the head of {o} is {s}"),
-            ("{o} has {s} at its head", "it is {s} that runs {o}"),
+            (
+                "{o} is led by {s}",
+                "{o} has {s} as its head",
+                "it is {s} that leads {o}",
+            ),
+            (
+                "the head of {o} is {s}",
+                "it is {s} that runs {o}",
+            ),
         ),
         (
             ("does not lead {o}", "never ran {o}"),
@@ -112,12 +168,26 @@ RELATIONS: dict[str, Relation] = {
         ("person",),
         "city",
         (
-            ("lives in {o}", "has a house in {o}", "settled in {o}"),
-            ("has a home in {o}", "settled and lives in {o}"),
+            (
+                "lives in {o}",
+                "has a house in {o}",
+                "settled in {o}",
+            ),
+            (
+                "has a home in {o}",
+                "settled and lives in {o}",
+            ),
         ),
         (
-            ("{o} is the home of {s}", "the house of {s} stands in {o}"),
-            ("it is in {o} that {s} lives", "{o} is where {s} has a house"),
+            (
+                "{o} is the home of {s}",
+                "the house of {s} stands in {o}",
+                "{o} is where {s} lives",
+            ),
+            (
+                "it is in {o} that {s} lives",
+                "the home of {s} is in {o}",
+            ),
         ),
         (
             ("does not live in {o}", "has no house in {o}"),
@@ -128,12 +198,27 @@ RELATIONS: dict[str, Relation] = {
         ("person",),
         "person",
         (
-            ("is married to {o}", "married {o}", "is the husband of {o}", "is the wife of {o}"),
-            ("was the husband of {o}", "married and is the wife of {o}"),
+            (
+                "is married to {o}",
+                "married {o}",
+                "is the husband of {o}",
+                "was the wife of {o}",
+            ),
+            (
+                "was married to {o}",
+                "is the wife of {o}",
+            ),
         ),
         (
-            ("{s} and {o} are married", "{s} and {o} are husband and wife"),
-            ("{s} is married, and the wife is {o}", "{s} is married, and {o} is the husband"),
+            (
+                "{s} and {o} are married",
+                "{s} and {o} are husband and wife",
+                "the husband of {s} is {o}",
+            ),
+            (
+                "the wife of {s} is {o}",
+                "{s} and {o} are wife and husband",
+            ),
         ),
         (
             ("is not married to {o}", "never married {o}"),
@@ -144,12 +229,26 @@ RELATIONS: dict[str, Relation] = {
         ("company",),
         "company",
         (
-            ("owns {o}", "bought {o}", "is the owner of {o}"),
-            ("bought and owns {o}", "was the owner of {o}"),
+            (
+                "owns {o}",
+                "bought {o}",
+                "was the owner of {o}",
+            ),
+            (
+                "is the owner of {o}",
+                "bought and owns {o}",
+            ),
         ),
         (
-            ("{o} belongs to {s}", "{o} was bought by {s}"),
-            ("the owner of {o} is {s}", "{o} has {s} as its owner"),
+            (
+                "{o} belongs to {s}",
+                "{o} was bought by {s}",
+                "{o} has {s} as its owner",
+            ),
+            (
+                "the owner of {o} is {s}",
+                "it was {s} that bought {o}",
+            ),
         ),
         (
             ("does not own {o}", "never bought {o}"),
@@ -160,12 +259,27 @@ RELATIONS: dict[str, Relation] = {
         ("person",),
         "person",
         (
-            ("is the father of {o}", "is the mother of {o}", "has a child named {o}"),
-            ("is father of the child {o}", "was the mother of {o}"),
+            (
+                "is the father of {o}",
+                "was the mother of {o}",
+                "has a child named {o}",
+            ),
+            (
+                "was the father of {o}",
+                "is the mother of {o}",
+            ),
         ),
         (
-            ("{o} is a child of {s}", "{o} is the son of {s}", "{o} is the daughter of {s}"),
-            ("the father of {o} is {s}", "{o} was born as the daughter of {s}"),
+            (
+                "{o} is a child of {s}",
+                "{o} is the son of {s}",
+                "{o} was the daughter of {s}",
+                "the mother of {o} is {s}",
+            ),
+            (
+                "{o} is the daughter of {s}",
+                "the father of {o} is {s}",
+            ),
         ),
         (
             ("is not the father of {o}", "has no child named {o}"),
@@ -176,12 +290,26 @@ RELATIONS: dict[str, Relation] = {
         ("work",),
         "city",
         (
-            ("is set in {o}", "takes place in {o}", "tells of life in {o}"),
-            ("is a story set in {o}", "tells a story that takes place in {o}"),
+            (
+                "is set in {o}",
+                "takes place in {o}",
+                "tells of life in {o}",
+            ),
+            (
+                "was set in {o}",
+                "tells of a life in {o}",
+            ),
         ),
         (
-            ("{o} is the scene of {s}", "the story of {s} is set in {o}"),
-            ("it is in {o} that {s} takes place", "the scene of {s} is {o}"),
+            (
+                "{o} is the scene of {s}",
+                "the story of {s} is set in {o}",
+                "it is in {o} that {s} takes place",
+            ),
+            (
+                "the scene of {s} is {o}",
+                "{o} is where {s} takes place",
+            ),
         ),
         (
             ("is not set in {o}", "does not take place in {o}"),
@@ -192,12 +320,26 @@ RELATIONS: dict[str, Relation] = {
         ("person",),
         "school",
         (
-            ("studied at {o}", "is a graduate of {o}", "holds a degree from {o}"),
-            ("has a degree from {o}", "studied and took a degree at {o}"),
+            (
+                "studied at {o}",
+                "is a graduate of {o}",
+                "holds a degree from {o}",
+            ),
+            (
+                "was a graduate of {o}",
+                "has a degree from {o}",
+            ),
         ),
         (
-            ("{o} counts {s} among its graduates", "{o} gave a degree to {s}"),
-            ("among the graduates of {o} is {s}", "it was at {o} that {s} studied"),
+            (
+                "{o} counts {s} among its graduates",
+                "{o} gave a degree to {s}",
+                "it was at {o} that {s} studied",
+            ),
+            (
+                "among the graduates of {o} is {s}",
+                "{o} is where {s} studied",
+            ),
         ),
         (
             ("never studied at {o}", "has no degree from {o}"),
@@ -208,12 +350,26 @@ RELATIONS: dict[str, Relation] = {
         ("company",),
         "company",
         (
-            ("supplies {o}", "delivers parts to {o}", "is a supplier of {o}"),
-            ("supplies parts to {o}", "delivers to and supplies {o}"),
+            (
+                "supplies {o}",
+                "delivers parts to {o}",
+                "is a supplier of {o}",
+            ),
+            (
+                "was a supplier of {o}",
+                "supplies parts to {o}",
+            ),
         ),
         (
-            ("{o} buys parts from {s}", "{o} is supplied by {s}"),
-            ("the supplier of {o} is {s}", "{o} has {s} as its supplier"),
+            (
+                "{o} buys parts from {s}",
+                "{o} is supplied by {s}",
+                "the supplier of {o} is {s}",
+            ),
+            (
+                "{o} has {s} as its supplier",
+                "it is {s} that supplies {o}",
+            ),
         ),
         (
             ("does not supply {o}", "delivers nothing to {o}"),
@@ -224,12 +380,26 @@ RELATIONS: dict[str, Relation] = {
         ("person",),
         "person",
         (
-            ("teaches {o}", "is the teacher of {o}", "gives lessons to {o}"),
-            ("was the teacher of {o}", "teaches and gives lessons to {o}"),
+            (
+                "teaches {o}",
+                "is the teacher of {o}",
+                "gives lessons to {o}",
+            ),
+            (
+                "was the teacher of {o}",
+                "teaches and gives lessons to {o}",
+            ),
         ),
         (
-            ("{o} is a pupil of {s}", "{o} takes lessons from {s}"),
-            ("the teacher of {o} is {s}", "{o} has {s} as a teacher"),
+            (
+                "{o} is a pupil of {s}",
+                "{o} takes lessons from {s}",
+                "{o} has {s} as a teacher",
+            ),
+            (
+                "the teacher of {o} is {s}",
+                "it is {s} that teaches {o}",
+            ),
         ),
         (
             ("does not teach {o}", "never gave lessons to {o}"),
@@ -240,12 +410,26 @@ RELATIONS: dict[str, Relation] = {
         ("person",),
         "company",
         (
-            ("works for {o}", "has a job at {o}", "is an engineer at {o}"),
-            ("works as an engineer at {o}", "took a job at {o}"),
+            (
+                "works for {o}",
+                "has a job at {o}",
+                "is an engineer at {o}",
+            ),
+            (
+                "was an engineer at {o}",
+                "works at {o}",
+            ),
         ),
         (
-            ("{o} employs {s}", "among the staff of {o} is {s}"),
-            ("{o} has {s} on its staff", "it is {o} that employs {s}"),
+            (
+                "{o} employs {s}",
+                "among the staff of {o} is {s}",
+                "{o} gave a job to {s}",
+            ),
+            (
+                "it is {o} that employs {s}",
+                "{o} counts {s} among its staff",
+            ),
         ),
         (
             ("does not work for {o}", "never had a job at {o}"),
@@ -256,12 +440,26 @@ RELATIONS: dict[str, Relation] = {
         ("person",),
         "work",
         (
-            ("wrote {o}", "is the author of {o}", "finished writing {o}"),
-            ("was the author of {o}", "wrote and finished {o}"),
+            (
+                "wrote {o}",
+                "was the author of {o}",
+                "finished writing {o}",
+            ),
+            (
+                "is the author of {o}",
+                "wrote and finished {o}",
+            ),
         ),
         (
-            ("{o} was written by {s}", "the author of {o} is {s}"),
-            ("{o} has {s} as its author", "it was {s} that wrote {o}"),
+            (
+                "{o} was written by {s}",
+                "it was {s} that wrote {o}",
+                "the author of {o} was {s}",
+            ),
+            (
+                "the author of {o} is {s}",
+                "{o} has {s} as its author",
+            ),
         ),
         (
             ("did not write {o}", "never finished writing {o}"),
@@ -279,7 +477,7 @@ EPO: dict[tuple[str, str], Wordings] = {
         ),
         (
             "{s} comes from {o} and has a house there",
-            "{o} is the home of {s}, who was also born there",
+            "{o} is the home and also the birthplace of {s}",
         ),
     ),
     ("founded", "leads"): (
@@ -295,7 +493,7 @@ EPO: dict[tuple[str, str], Wordings] = {
     ),
     ("founded", "works_for"): (
         (
-            "{s} founded {o} and has a job there",
+            "{s} founded {o} and still has a job there",
             "{o} employs its own founder, {s}",
         ),
         ("{s} started {o} and still works for it",),
@@ -309,13 +507,13 @@ EPO: dict[tuple[str, str], Wordings] = {
     ),
     ("owns", "supplies"): (
         (
-            "{s} owns {o} and delivers parts to it",
+            "{s} owns {o} and still delivers parts to it",
             "{o} belongs to {s} and buys parts from it",
-            "{s} is both owner and supplier of {o}",
+            "the owner and also the supplier of {o} is {s}",
         ),
         (
             "{s} bought {o} and still supplies it",
-            "the owner and also the supplier of {o} is {s}",
+            "{s} is both owner and supplier of {o}",
         ),
     ),
     ("parent_of", "teaches"): (
@@ -336,14 +534,15 @@ SOO: dict[tuple[str, str], Wordings] = {
             "the {n} has its seat in the city of that name",
             "the {n} is based in its own city",
         ),
-        ("the {n} has its main office in the city of that name",),
+        ("the {n} is based in the city of that name",),
     ),
     ("company", "person"): (
         (
             "{n} was founded by the person of that name",
             "{n} was started by its namesake",
+            "the person of that name is the founder of {n}",
         ),
-        ("{n} has as its founder the person of that name",),
+        ("the founder of {n} is its namesake", "{n} was founded by its namesake"),
     ),
 }
 """A school based in the city, or a company founded by the person, that its name holds."""
@@ -361,14 +560,14 @@ NESTED: dict[tuple[str, str, str], Wordings] = {
             "{x} studied at the {n} and was born in the city of that name",
             "{x} comes from the city where the {n} gave him a degree",
         ),
-        ("{x} is a graduate of the {n} and a native of the city of that name",),
+        ("{x} is a graduate of the {n} and comes from the city of that name",),
     ),
     ("works_for", "married_to", "person"): (
         (
             "{x} works for {n} and is married to its namesake",
             "{x} has a job at {n} and is the wife of the person of that name",
         ),
-        ("{x} is an engineer at {n} and married its namesake",),
+        ("{x} is an engineer at {n} and is married to the person of that name",),
     ),
     ("leads", "teaches", "person"): (
         (
@@ -442,7 +641,7 @@ DISTRACTORS: dict[tuple[str, ...], Wordings] = {
 """Entities that stand in one sentence and in no relation."""
 
 JOINS: Wordings = (
-    ("{1}, while {2}", "{1}. {2}", "{1}, and {2}"),
-    ("while {1}, {2}", "{1}, and also {2}"),
+    ("{1}, while {2}", "{1}. {2}", "while {1}, {2}"),
+    ("{1}, and {2}", "{1}, and also {2}"),
 )
 """A statement and a side remark, in either order."""
