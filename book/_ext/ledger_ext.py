@@ -158,4 +158,5 @@ def setup(app):
     app.connect("env-updated", refresh)
     app.connect("build-finished", publish)
     app.add_post_transform(Show)
+    app.add_js_file("ledger.js", loading_method="defer")
     return {"parallel_read_safe": True, "parallel_write_safe": True}
