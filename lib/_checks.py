@@ -7,7 +7,6 @@ there are any. Where there are none (``torch.compile``, ``torch.export``, ``make
 mark a bad row by the value NaN instead of raising.
 """
 
-from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -24,7 +23,6 @@ __all__ = [
     "compute_dtype",
     "first_true",
     "not_binary",
-    "place",
     "reduce",
     "values_readable",
 ]
@@ -154,11 +152,6 @@ def first_true(flags: Tensor) -> tuple[int, ...]:
         flat, step = divmod(flat, size)
         index.append(step)
     return tuple(reversed(index))
-
-
-def place(name: str, index: Sequence[int]) -> str:
-    """Write an entry of an argument the way Python would: ``targets[0, 3]``."""
-    return f"{name}[{', '.join(map(str, index))}]"
 
 
 def _check_tensor(name: str, value: object) -> None:

@@ -175,12 +175,11 @@ def test_other_integers_are_not_binary(value):
     assert _checks.not_binary(torch.tensor([[value, 0], [1, 0]])).tolist() == [True, False]
 
 
-def test_first_true_and_place():
+def test_first_true():
     flags = torch.zeros(3, 4, 5, dtype=torch.bool)
     flags[1, 2, 3] = flags[2, 0, 0] = True
     assert _checks.first_true(flags) == (1, 2, 3)
     assert _checks.first_true(torch.tensor([False, True])) == (1,)
-    assert _checks.place("targets", (1, 2, 3)) == "targets[1, 2, 3]"
 
 
 def test_values_are_readable_of_plain_tensors():

@@ -14,8 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from lib import zlpr
-from lib.zlpr import SparseZLPRLoss, ZLPRLoss, sparse_zlpr_loss, zlpr_loss
+from lib import _checks
+from lib.zlpr import SparseZLPRLoss, ZLPRLoss, _rows, sparse_zlpr_loss, zlpr_loss
 from tests import battery
 
 INF = math.inf
@@ -30,13 +30,13 @@ def raises(kind, message):
 @pytest.fixture
 def by_table(monkeypatch):
     """Dense losses take the path for many positives, which is also the one on a GPU."""
-    monkeypatch.setattr(zlpr, "_listed", lambda table: None)
+    monkeypatch.setattr(_rows, "_listed", lambda table: None)
 
 
 @pytest.fixture
 def by_formula(monkeypatch):
     """No value is readable: the path of compiled graphs and transforms."""
-    monkeypatch.setattr(zlpr._checks, "values_readable", lambda *tensors: False)
+    monkeypatch.setattr(_checks, "values_readable", lambda *tensors: False)
 
 
 # --------------------------------------------------------------------------------------- battery
@@ -174,7 +174,11 @@ def bad_cells():
             bad = logits.clone()
             bad[1, 2, cell] = value
             place = f"got {value} at logits[1, 2, {cell}]"
-            yield bad, targets, None, "logits must be finite or -inf where they count", place
+            rule = "logits must be finite or -inf where they count"
+            yield bad, targets, None, rule, place
+            hidden = bad.clone()
+            hidden[0, 0, 3] = value
+            yield hidden, targets, torch.arange(40) != 3, rule, place
 
 
 @pytest.mark.parametrize(("logits", "targets", "mask", "rule", "values"), list(bad_cells()))

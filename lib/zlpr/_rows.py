@@ -1,0 +1,311 @@
+"""Losses of rows of logits: a plain formula for transforms, fast kernels for everything else."""
+
+from collections.abc import Callable, Iterator
+from math import e, inf, log2, nan
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from lib import _checks
+
+__all__ = ["row_losses"]
+
+_CHUNK_CELLS = 1 << 17  # cells of the scratch buffer: 512 KiB in float32, within a core's cache
+_LISTED_SHARE = 1 / 32  # padded lists up to this share of all cells are faster than a dense pass
+_LOG2_E = log2(e)
+
+
+def row_losses(rows: Tensor, labels: Tensor, mask: Tensor | None, *, listed: bool) -> Tensor:
+    """Loss of each row of ``rows`` ``(R, C)``; NaN for a row with bad values.
+
+    ``labels`` is a table ``(R, C)`` of zeros and ones or, if ``listed``, lists ``(R, K)`` of
+    classes filled up with -1; ``mask`` is ``(R, C)``, True where a cell counts.
+    """
+    if not _checks.values_readable(rows, labels, mask):
+        return _formula(rows, labels, mask, listed)
+    classes = rows.shape[1]
+    if listed:
+        return _by_lists(rows, *_lists(labels, classes), mask)
+    bad = torch.zeros_like(rows[:, 0], dtype=torch.bool)
+    if labels.dtype != torch.bool:
+        step = max(1, _CHUNK_CELLS // classes)
+        bad = torch.cat([_checks.not_binary(part) for part in torch.split(labels, step)])
+        labels = labels.bool()
+    # A list needs its length, which a GPU would have to be waited for.
+    found = None if rows.is_cuda else _listed(labels)
+    if found is None:
+        return _by_table(rows, labels, bad, mask)
+    return _by_lists(rows, *_lists(found, classes)[:3], bad, mask)
+
+
+# ------------------------------------------------------------------ the formula, for any transform
+
+
+def _formula(rows: Tensor, labels: Tensor, mask: Tensor | None, listed: bool) -> Tensor:
+    """Loss of each row by plain operations: traceable, and differentiable as often as one likes."""
+    scores = rows.to(_checks.compute_dtype(rows.dtype))
+    if mask is not None:
+        scores = scores.masked_fill(~mask, -inf)
+    if listed:
+        classes = rows.shape[1]
+        bad = ((labels < -1) | (labels >= classes)).any(-1)
+        # Fillers, and indices out of range, go to a column past the last class.
+        column = torch.where((labels < 0) | (labels >= classes), classes, labels)
+        table = torch.zeros_like(rows[:, :1], dtype=torch.bool).expand(-1, classes + 1)
+        positive = table.scatter(1, column, True)[:, :classes]
+    else:
+        bad = labels.new_zeros((), dtype=torch.bool)
+        if labels.dtype != torch.bool:
+            bad = _checks.not_binary(labels)
+        positive = labels != 0
+    bad = bad | ~(scores < inf).all(-1) | (positive & (scores == -inf)).any(-1)
+    negatives = _log1p_sum_exp(scores.masked_fill(positive, -inf))
+    positives = _log1p_sum_exp((-scores).masked_fill(~positive, -inf))
+    return (negatives + positives).masked_fill(bad, nan)
+
+
+def _log1p_sum_exp(terms: Tensor) -> Tensor:
+    """``log(1 + sum(exp(terms)))`` over the last dimension; minus infinity adds nothing."""
+    top = terms.detach().amax(-1, keepdim=True)
+    shift = top.masked_fill(top == -inf, 0)
+    total = (terms - shift).exp().sum(-1)
+    return _combine(shift.squeeze(-1), total)[0]
+
+
+def _combine(shift: Tensor, total: Tensor) -> tuple[Tensor, Tensor]:
+    """From ``total = sum(exp(terms - shift))``: the loss of a group and its weights' factor.
+
+    The loss is ``log(1 + exp(shift) * total)``. The gradient with respect to a term is
+    ``exp(term - shift) * factor``.
+    """
+    above = shift.clamp(min=0)
+    null = torch.exp(-above)
+    scale = torch.exp(shift - above)
+    scaled = total * scale
+    # Above zero the largest shifted term is 1, so total - 1 >= 0; below zero, null is 1.
+    rest = torch.where(shift > 0, null + (total - 1), scaled)
+    return above + torch.log1p(rest), scale / (null + scaled)
+
+
+# ---------------------------------------------------------------------------------- fast, by hand
+
+
+class _Lists(NamedTuple):
+    """Positive classes of each row, ready to gather from and scatter to.
+
+    Fillers repeat a class of their row, so that every entry is a valid column and equal columns
+    always carry equal values. A row without any points at column 0 and is marked in ``some``.
+    """
+
+    column: Tensor  # (R, K) int64
+    counts: Tensor  # (R, K) bool: the first mention of its class
+    some: Tensor  # (R, 1) bool: the row has a positive
+    bad: Tensor  # (R,) bool: an index was out of range
+
+
+def _lists(positives: Tensor, classes: int) -> _Lists:
+    if positives.shape[1] == 0:
+        positives = positives.new_full((positives.shape[0], 1), -1)
+    column = positives.sort(-1).values
+    real = column >= 0
+    counts = real.clone()
+    counts[:, 1:] &= column[:, 1:] != column[:, :-1]
+    last = column[:, -1:]
+    bad = ((positives < -1) | (positives >= classes)).any(-1)
+    column = torch.where(real, column, last).clamp(0, classes - 1)
+    return _Lists(column, counts, last >= 0, bad)
+
+
+def _listed(table: Tensor) -> Tensor | None:
+    """Positive columns of a bool table, padded with -1; None if there are too many to be worth it.
+
+    Reading eight cells at once makes this a small part of the pass over the logits.
+    """
+    rows, classes = table.shape
+    if rows == 0:
+        return None
+    flat = table.reshape(-1).contiguous()
+    if flat.numel() % 8 == 0 and flat.storage_offset() % 8 == 0:
+        words = flat.view(torch.int64).nonzero().squeeze(1)
+        if words.numel() > flat.numel() * _LISTED_SHARE:
+            return None
+        word, byte = flat.view(-1, 8)[words].nonzero().unbind(1)
+        found = words[word] * 8 + byte
+    else:
+        found = flat.nonzero().squeeze(1)
+    row, column = found // classes, found % classes
+    each = torch.bincount(row, minlength=rows)
+    width = int(each.max())
+    if rows * width > flat.numel() * _LISTED_SHARE:
+        return None
+    rank = torch.arange(found.numel(), device=table.device) - (each.cumsum(0) - each)[row]
+    lists = found.new_full((rows, width), -1)
+    lists[row, rank] = column
+    return lists
+
+
+class _ByLists(torch.autograd.Function):
+    """Loss of each row when few cells are positive: their scores are handled apart."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        rows: Tensor,
+        column: Tensor,
+        counts: Tensor,
+        some: Tensor,
+        bad: Tensor,
+        mask: Tensor | None,
+    ) -> Tensor:
+        dtype = _checks.compute_dtype(rows.dtype)
+        score = rows.gather(1, column).to(dtype)
+        if mask is not None:
+            score = score.masked_fill(~mask.gather(1, column), -inf)
+        top = rows.new_empty((rows.shape[0], 1), dtype=dtype)
+        total = torch.empty_like(top)
+        # Out of the sum over the negatives; a row without positives writes back what it read.
+        written = torch.where(some, -inf, score)
+        for part, cells in _chunks(rows, dtype):
+            _load(cells, rows[part], mask, part)
+            cells.scatter_(1, column[part], written[part])
+            top[part], total[part] = _top_and_sum_(cells)
+        shift = _shift(top)
+        negatives, factor = _combine(shift, total)
+
+        pull = _shift((-score).masked_fill(~counts, -inf).amax(-1, keepdim=True))
+        terms = (-score - pull).exp()
+        positives, weight = _combine(pull, terms.masked_fill(~counts, 0).sum(-1, keepdim=True))
+        # Fillers and repeated mentions too: equal cells must be written equal values.
+        at_positives = -terms * weight
+
+        bad = bad | ~(top < inf).squeeze(1) | (counts & ~(score.abs() < inf)).any(-1)
+        ctx.save_for_backward(rows, column, counts, some, mask, shift, factor, at_positives)
+        return (negatives + positives).squeeze(1).masked_fill_(bad, nan)
+
+    @staticmethod
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
+        rows, column, counts, some, mask, shift, factor, at_positives = ctx.saved_tensors
+        if _needs_formula(upstream):
+            labels = torch.where(counts, column, -1)
+            gradient = _by_autograd(rows, labels, mask, True, upstream)
+            return gradient, None, None, None, None, None
+        upstream = upstream.unsqueeze(1)
+        factor = factor * upstream
+        at_positives = at_positives * upstream
+        gradient = torch.empty_like(rows, memory_format=torch.contiguous_format)
+        for part, cells in _chunks(rows, shift.dtype, gradient):
+            _load(cells, rows[part], mask, part).sub_(shift[part])
+            cells.mul_(_LOG2_E).exp2_().mul_(factor[part])
+            here = column[part]
+            cells.scatter_(
+                1, here, torch.where(some[part], at_positives[part], cells.gather(1, here))
+            )
+            if cells.dtype != gradient.dtype:
+                gradient[part] = cells
+        return gradient, None, None, None, None, None
+
+
+class _ByTable(torch.autograd.Function):
+    """Loss of each row when any share of the cells may be positive: two passes, one per group."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, rows: Tensor, positive: Tensor, bad: Tensor, mask: Tensor | None
+    ) -> Tensor:
+        dtype = _checks.compute_dtype(rows.dtype)
+        tops = rows.new_empty((3, rows.shape[0], 1), dtype=dtype)
+        totals = torch.empty_like(tops[:2])
+        nothing = tops.new_tensor(-inf)
+        scores: Tensor | None = None
+        for part, cells in _chunks(rows, dtype):
+            source = rows[part]
+            if mask is not None or source.dtype != dtype:
+                scores = torch.empty_like(cells) if scores is None else scores[: len(cells)]
+                source = _load(scores, source, mask, part)
+            tops[2, part] = source.amax(-1, keepdim=True)
+            torch.where(positive[part], nothing, source, out=cells)
+            tops[0, part], totals[0, part] = _top_and_sum_(cells)
+            torch.where(positive[part], source, -nothing, out=cells)
+            tops[1, part], totals[1, part] = _top_and_sum_(cells.neg_())
+        shifts = _shift(tops[:2])
+        losses, factors = _combine(shifts, totals)
+        bad = bad | ~(tops[2] < inf).squeeze(1) | (tops[1] == inf).squeeze(1)
+        ctx.save_for_backward(rows, positive, mask, shifts, factors)
+        return losses.sum(0).squeeze(1).masked_fill_(bad, nan)
+
+    @staticmethod
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
+        rows, positive, mask, shifts, factors = ctx.saved_tensors
+        if _needs_formula(upstream):
+            return _by_autograd(rows, positive, mask, False, upstream), None, None, None
+        factors = factors * upstream.unsqueeze(1)
+        gradient = torch.empty_like(rows, memory_format=torch.contiguous_format)
+        other: Tensor | None = None
+        for part, cells in _chunks(rows, shifts.dtype, gradient):
+            other = torch.empty_like(cells) if other is None else other[: len(cells)]
+            _load(cells, rows[part], mask, part)
+            torch.add(cells, shifts[1, part], out=other).neg_()
+            torch.where(positive[part], other, cells.sub_(shifts[0, part]), out=cells)
+            torch.where(positive[part], -factors[1, part], factors[0, part], out=other)
+            cells.mul_(_LOG2_E).exp2_().mul_(other)
+            if cells.dtype != gradient.dtype:
+                gradient[part] = cells
+        return gradient, None, None, None
+
+
+# Function.apply has no type of its own in PyTorch.
+_by_lists: Callable[..., Tensor] = _ByLists.apply
+_by_table: Callable[..., Tensor] = _ByTable.apply
+
+
+def _chunks(
+    rows: Tensor, dtype: torch.dtype, into: Tensor | None = None
+) -> Iterator[tuple[slice, Tensor]]:
+    """Parts of the rows, each with a buffer of its shape: of ``into`` itself if that has the dtype.
+
+    On a GPU there is one part: many small kernels would cost more than the memory they save.
+    """
+    count, classes = rows.shape
+    step = count if rows.is_cuda else min(count, max(1, _CHUNK_CELLS // classes))
+    fits = into is not None and into.dtype == dtype
+    scratch = rows.new_empty((0 if fits else step, classes), dtype=dtype)
+    for start in range(0, count, step or 1):
+        part = slice(start, min(start + step, count))
+        yield part, into[part] if into is not None and fits else scratch[: part.stop - start]
+
+
+def _load(cells: Tensor, rows: Tensor, mask: Tensor | None, part: slice) -> Tensor:
+    """Copy rows into the buffer, minus infinity where they do not count."""
+    if mask is None:
+        return cells.copy_(rows)
+    nothing = cells.new_tensor(-inf)
+    return torch.where(mask[part], rows.to(cells.dtype), nothing, out=cells)
+
+
+def _top_and_sum_(cells: Tensor) -> tuple[Tensor, Tensor]:
+    """Largest term and sum of exponentials below it, per row; overwrites ``cells``."""
+    top = cells.amax(-1, keepdim=True)
+    cells.sub_(_shift(top)).mul_(_LOG2_E).exp2_()
+    return top, cells.sum(-1, keepdim=True)
+
+
+def _shift(top: Tensor) -> Tensor:
+    """Largest term, or 0 for a row that has none: infinity minus infinity must not arise."""
+    return top.masked_fill(top == -inf, 0)
+
+
+def _needs_formula(upstream: Tensor) -> bool:
+    """Whether a backward pass needs plain operations: to be differentiated itself, or batched."""
+    return torch.is_grad_enabled() or not _checks.values_readable(upstream)
+
+
+def _by_autograd(
+    rows: Tensor, labels: Tensor, mask: Tensor | None, listed: bool, upstream: Tensor
+) -> Tensor:
+    """Gradient by plain operations; differentiable again where gradients are recorded."""
+    again = torch.is_grad_enabled()
+    with torch.enable_grad():
+        loss = _formula(rows, labels, mask, listed)
+        (gradient,) = torch.autograd.grad(loss, rows, upstream, create_graph=again)
+    return gradient
