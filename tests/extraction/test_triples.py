@@ -30,6 +30,7 @@ def test_span_without_characters_is_refused(start: int, end: int) -> None:
 def test_span_relations() -> None:
     assert Span(1, 4).overlaps(Span(3, 9))
     assert not Span(1, 4).overlaps(Span(4, 9))
+    assert not Span(4, 9).overlaps(Span(1, 4))
     assert Span(1, 4).inside(Span(0, 4))
     assert not Span(1, 4).inside(Span(1, 4))
     assert not Span(0, 5).inside(Span(1, 4))
