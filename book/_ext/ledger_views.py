@@ -126,7 +126,7 @@ def table(ledger, links, _argument):
     data = _a(links.file("ledger.json"), "ledger.json")
     schema = _a(links.file("ledger.schema.json"), "its schema")
     return _raw(
-        '<div class="eq-scroll" role="region" aria-label="All equations" tabindex="0">'
+        '<div class="eq-scroll eq-tall" role="region" aria-label="All equations" tabindex="0">'
         '<table class="table eq-table"><caption>Each numbered equation, in reading order. '
         "Press a column’s name to sort by it.</caption>"
         f"<thead><tr>{head}</tr></thead><tbody>\n{body}\n</tbody></table></div>"
@@ -160,8 +160,13 @@ def _row(record, ledger, links):
 
 def _check(check, links):
     name = f"<code>{escape(check.test.rpartition('::')[2])}</code>"
-    slips = "; ".join(escape(slip) for slip in check.slips)
-    caught = f'<br><span class="eq-small">catches: {slips}</span>' if slips else ""
+    slips = "".join(f"<li>{escape(slip)}</li>" for slip in check.slips)
+    forms = "1 wrong form" if len(check.slips) == 1 else f"{len(check.slips)} wrong forms"
+    caught = (
+        f'<details class="eq-small"><summary>catches {forms}</summary><ul>{slips}</ul></details>'
+        if slips
+        else ""
+    )
     measured = _measured(check) if check.outcome == "passed" else check.outcome
     return f"<li>{measured}: {_a(links.source(check.file, check.line), name)}{caught}</li>"
 
@@ -227,9 +232,9 @@ def differences(ledger, links, _argument):
         proof = nodes.paragraph("", "", nodes.strong("", "Shown by "), links.test(item))
         if item.label:
             proof += [nodes.Text(", a check of equation "), links.to_equation(item.label)]
-        for count, failure in enumerate(item.failures):
-            proof += nodes.Text("; there " if count else ". There the source’s version fails: ")
-            proof += nodes.literal("", failure)
+        for count, (slip, message) in enumerate(item.rejected.items()):
+            proof += nodes.Text("; " if count else ". It rejects: ")
+            proof += [nodes.Text(f"{slip} ("), nodes.literal("", message), nodes.Text(")")]
         proof += nodes.Text(".")
         said = [_said("The source says: ", item.theirs), _said("This book says: ", item.ours)]
         box = nodes.container("", *said, proof, classes=["eq-difference"])

@@ -42,14 +42,14 @@ def test_a_sound_book_builds(sound):
 
     page = sound.page("book/ledger.html")
     assert 'id="ledger-eq-toy-shift"' in page
-    assert "catches: c is dropped" in page
+    assert "catches 1 wrong form</summary><ul><li>c is dropped" in page
     assert page.count("<svg") == 2
     assert 'href="01_toy.html#equation-eq-toy-lse"' in page
     assert 'href="../ledger.json"' in page
 
     differences = sound.page("book/differences.html")
     assert "A paper" in differences
-    assert "residual" in differences
+    assert "It rejects: c is dropped" in differences
     assert "<p>2 of 2.</p>" in sound.page("book/intro.html")
     assert "2 of 2</strong> numbered equations" in sound.page("book/intro.html")
     assert "(definition, verified)" in sound.page("book/api.html")

@@ -127,7 +127,8 @@ def _floats(value: Any) -> list[float]:
 def _errors(actual: Array, expected: Array) -> Array:
     """Return errors relative to ``max(1, |expected|)``, flat, in the numbers' own precision."""
     with np.errstate(all="ignore"):
-        errors = np.abs(actual - expected) / np.maximum(1, np.abs(expected))
+        size = np.abs(expected)
+        errors = np.abs(actual - expected) / np.where(size > 1, size, 1)
     errors = np.where(actual == expected, 0.0, errors).astype(float).ravel()
     return np.where(np.isnan(errors), math.inf, errors)
 

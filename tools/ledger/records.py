@@ -64,7 +64,7 @@ class Difference:
     test: str
     file: str
     line: int
-    failures: list[str]  # how the source's version failed
+    rejected: dict[str, str]  # the wrong forms, the source's among them, and how they failed
 
 
 @dataclass
@@ -246,7 +246,8 @@ def _take(ledger: Ledger, record: Record, marker: Marker, outcome: Mapping[str, 
 
 def _difference(marker: Marker, outcome: Mapping[str, Any]) -> Difference:
     said = outcome["differs"]
-    failures = [run["message"] for run in outcome["runs"].values() if run["slip"] is not None]
+    runs = outcome["runs"].values()
+    rejected = {run["slip"]: run["message"] for run in runs if run["slip"] is not None}
     return Difference(
         said["id"],
         said["source"],
@@ -256,7 +257,7 @@ def _difference(marker: Marker, outcome: Mapping[str, Any]) -> Difference:
         marker.test,
         marker.file,
         marker.line,
-        failures,
+        rejected,
     )
 
 
