@@ -126,6 +126,7 @@ def _floats(value: Any) -> list[float]:
 
 def _errors(actual: Array, expected: Array) -> Array:
     """Return errors relative to ``max(1, |expected|)``, flat, in the numbers' own precision."""
+    actual, expected = np.atleast_1d(actual, expected)  # no Python integer leaves its array
     with np.errstate(all="ignore"):
         size = np.abs(expected)
         errors = np.abs(actual - expected) / np.where(size > 1, size, 1)

@@ -145,6 +145,8 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> Generator[None, Any, Any]
     if slip is None:
         return (yield)
     start = f"{_where(pyfuncitem)}: {_label(pyfuncitem)}: the wrong form “{slip}”"
+    # Hypothesis formats each failure, wanted ones too, and pytest's own style takes half a second.
+    style, pyfuncitem.config.option.tbstyle = pyfuncitem.config.option.tbstyle, "native"
     try:
         yield
     except AssertionError as error:
@@ -153,6 +155,8 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> Generator[None, Any, Any]
     except Exception as error:
         text = f"{start} must fail an assertion; it raised {type(error).__name__}: {error}"
         raise pytest.fail.Exception(text, pytrace=False) from error
+    finally:
+        pyfuncitem.config.option.tbstyle = style
     pytest.fail(f"{start} passed: the check does not tell it from the right one", pytrace=False)
 
 
