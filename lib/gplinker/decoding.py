@@ -50,7 +50,8 @@ def decode_tables(
 
     Notes
     -----
-    The links are looked up for the subjects and objects found, R·|S|·|O| cells of each table.
+    The links are looked up for the subjects and objects found: relations × subjects × objects
+    cells of each of the two tables, never all L².
     The result contains every triple that the tables were made from; it contains no other if no
     two subjects share a first token and no two objects do, or the same of last tokens.
     Source: kexue 8888 (2022), whose code takes this intersection; the sum of four scores that
