@@ -30,7 +30,7 @@ def apply_rope(x: Tensor, *, base: float = 10000.0) -> Tensor:
     so that :math:`\langle \mathcal R_i q, \mathcal R_j k\rangle` depends on i and j through
     j − i alone, and lengths are kept.
 
-    Equations: :eq:`eq:gplinker-rope`
+    Equations: :eq:`eq:gplinker-rotation`, :eq:`eq:gplinker-rope`
 
     Parameters
     ----------
@@ -98,10 +98,11 @@ class PointerParts(NamedTuple):
 class GlobalPointer(nn.Module):
     r"""Score every pair of positions with a query and a key of each head's own.
 
-    .. math:: s_a(i, j) = \frac{(\mathcal R_i q_{a,i})^\top (\mathcal R_j k_{a,j})}{\sqrt d},
-        \qquad q_{a,i} = W_{q,a} h_i + b_{q,a},\quad k_{a,j} = W_{k,a} h_j + b_{k,a}
+    .. math:: s_a(i, j) = \frac{(\mathcal R_i q_{a,i})^\top (\mathcal R_j k_{a,j})}{\sqrt d}
+        + \beta_a, \qquad q_{a,i} = W_{q,a} h_i + b_{q,a},\quad k_{a,j} = W_{k,a} h_j + b_{k,a}
 
-    with :math:`\mathcal R` the identity when `rope` is off.
+    with :math:`\mathcal R` the identity when `rope` is off and :math:`\beta = 0` without
+    `bias_start`.
 
     Equations: :eq:`eq:gplinker-pointer`
 
@@ -119,10 +120,10 @@ class GlobalPointer(nn.Module):
         Rotate queries and keys (:func:`apply_rope`), so that the score knows how far apart and in
         which order two positions are.
     bias_start : float or None
-        None: no bias, the published form. A number: every head gets one learnable constant, added
-        to all its scores, that starts there. Queries and keys cannot take this part: under RoPE
-        the product of their biases is a cosine in j − i, not a constant. As hardly any cell of a
-        table is positive, a start near −log of the number of cells spares the first epochs.
+        None: no β, the published form. A number: each head has a learnable β that starts there.
+        The biases of queries and keys cannot do this: under RoPE their product is a cosine in
+        j − i, not a constant. As hardly any cell of a table is positive, a start near −log of the
+        number of cells spares the first epochs.
 
     Notes
     -----

@@ -82,7 +82,12 @@ def decode_tables(
 def triple_scores(
     triples: list[TokenTriple], entity_scores: Tensor, head_scores: Tensor, tail_scores: Tensor
 ) -> Tensor:
-    """Return the confidence of each triple: the smallest of its four scores.
+    r"""Return the confidence of each triple: the smallest of its four scores.
+
+    .. math:: \min\{s_{\mathcal S}(s_h, s_t),\ s_{\mathcal O}(o_h, o_t),\
+        s_{\mathcal H, r}(s_h, o_h),\ s_{\mathcal T, r}(s_t, o_t)\}
+
+    Equations: :eq:`eq:gplinker-min`
 
     Parameters
     ----------

@@ -36,7 +36,7 @@ def table_positives(
     over the triples of a text, for the links over those with relation r. Cell (i, j) of a table
     with L rows and columns is written as the whole number :math:`iL + j`.
 
-    Equations: :eq:`eq:gplinker-tables`
+    Equations: :eq:`eq:gplinker-tables`, :eq:`eq:gplinker-flat`
 
     Parameters
     ----------
