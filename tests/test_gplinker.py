@@ -510,6 +510,15 @@ class TestModel:
                     total += zlpr_loss(scores[0, head].flatten(), targets).item()
         assert made(**made.collate(items)).item() == pytest.approx(total / 8, rel=1e-4)
 
+    def test_texts_without_words(self, made):
+        """Tables of −inf alone cost nothing, send no gradient and hold no triples."""
+        items, _ = made.prepare([Example("", ""), Example("", " \n")])
+        loss = made(**made.collate(items))
+        assert loss == 0
+        loss.backward()
+        assert all(p.grad is None or (p.grad == 0).all() for p in made.parameters())
+        assert made.extract(items) == [(), ()]
+
     def test_padding_changes_nothing(self, made):
         made = made.double().eval()
         items, _ = made.prepare(EIGHT)
