@@ -75,20 +75,20 @@ def refresh(app, env):
             f"{results.RESULTS} is not there: the equations have not been checked. "
             "Run first: python -m tools.ledger run"
         )
-    before = getattr(env, "ledger", None)
-    env.ledger = read_ledger(Path(app.srcdir))
-    for problem in env.ledger.problems:
+    app.ledger = ledger = read_ledger(Path(app.srcdir))
+    for problem in ledger.problems:
         warn(f"{problem.file}:{problem.line}", problem.label, problem.message)
     built = env.get_domain("math").equations
-    for label, record in env.ledger.records.items():
+    for label, record in ledger.records.items():
         if label not in built:
             place = f"{record.equation.file}:{record.equation.line}"
             warn(place, label, "it is not in the built page; is the notebook made from this text?")
     for label, (docname, _) in built.items():
-        if label not in env.ledger.records:
+        if label not in ledger.records:
             warn(docname, label, "the page has it, but its source does not")
-    changed = before is None or before.to_json() != env.ledger.to_json()
-    return sorted(env.found_docs) if changed else []
+    shown = getattr(env, "shown_ledger", None)
+    env.shown_ledger = ledger.to_json()  # plain data: it is kept until the next build
+    return [] if shown == env.shown_ledger else sorted(env.found_docs)
 
 
 def warn(location, label, message):
@@ -103,7 +103,7 @@ class Show(SphinxPostTransform):
 
     def run(self, **kwargs):
         """Work on one page."""
-        ledger = self.env.ledger
+        ledger = self.app.ledger
         links = Links(self.env, self.app.builder, self.env.docname)
         for formula in list(self.document.findall(nodes.math_block)):
             if record := ledger.records.get(formula.get("label")):
@@ -143,7 +143,7 @@ def line(record, links):
 def publish(app, exception):
     """Put the ledger as plain data beside the pages."""
     if exception is None and app.builder.format == "html":
-        text = json.dumps(app.env.ledger.to_json(), indent=1, ensure_ascii=False)
+        text = json.dumps(app.env.shown_ledger, indent=1, ensure_ascii=False)
         Path(app.outdir, "ledger.json").write_text(text + "\n", "utf-8")
         shutil.copyfile(SCHEMA, Path(app.outdir, "ledger.schema.json"))
 

@@ -1,7 +1,7 @@
 """The outcomes of the checks, kept in one JSON file, and which of them still count.
 
 A record counts only while everything it depends on is as it was when the test ran: the library,
-the test's own file, the helpers of the tests, this ledger and the list of packages. Their common
+the test's own file, the helpers of the tests, the plugin and the list of packages. Their common
 fingerprint is the record's ``stamp``. So a run of some tests may be merged into the file: what
 did not run keeps its record if that is still true and loses it if it is not.
 """
@@ -20,6 +20,7 @@ __all__ = ["RESULTS", "Stamps", "load", "save"]
 
 RESULTS = Path("_build", "ledger", "results.json")
 FORMAT = 1
+OWN = ("plugin.py", "compare.py")  # what of the ledger takes part in a test
 
 
 class Stamps:
@@ -38,7 +39,7 @@ class Stamps:
             [
                 *self.root.glob("lib/**/*.py"),
                 *helpers,
-                *Path(__file__).resolve().parent.glob("*.py"),
+                *(Path(__file__).resolve().with_name(name) for name in OWN),
                 self.root / "conftest.py",
                 self.root / "requirements.txt",
             ],
