@@ -8,6 +8,7 @@ that holds another run, a full disk.
 
 import errno
 import json
+import os
 import shlex
 import sys
 from collections.abc import Iterator, Sequence
@@ -35,6 +36,11 @@ from lib.extraction.triples import Corpus, Example, example_from_json, example_t
 __all__ = ["extractor_commands", "read_inputs"]
 
 _CHUNK = 4096  # texts held as tokens at once by predict
+
+
+# Peak learning rates of encoder and heads for an encoder that is trained from scratch; those of
+# Settings suit pretrained ones, whose rates would leave new weights far from trained.
+_FROM_SCRATCH = {"small": {"lr": 1e-3, "head_lr": 2e-3}}
 
 
 class _Command(click.Command):
@@ -102,6 +108,9 @@ def extractor_commands(
     def run_train(data: str, encoder: str, out: Path, quiet: bool, **values: Any) -> None:
         given = {name: values.pop(name) for name in names}
         given = {name: value for name, value in given.items() if value is not None}
+        rates = {name: values.pop(name) for name in ("lr", "head_lr")}
+        values |= _FROM_SCRATCH.get(encoder, {})
+        values |= {name: rate for name, rate in rates.items() if rate is not None}
         settings = Settings(**values)
         corpus = _load_corpus(data)
         set_seed(settings.seed)
@@ -116,7 +125,7 @@ def extractor_commands(
             out,
             settings,
             options={"encoder": encoder, **given},
-            command=f"{program} {shlex.join(words)}",
+            command=f"{_launcher(program)} {shlex.join(words)}",
             progress=not quiet,
         )
         if make_accelerator().is_main_process:
@@ -253,16 +262,35 @@ def extractor_commands(
 
 def _settings_options() -> list[click.Option]:
     """Return one option per field of Settings."""
-    return [
-        click.Option(
-            [f"--{field.name.replace('_', '-')}"],
-            type=type(field.default),
-            default=field.default,
-            show_default=True,
-            help=field.metadata["help"],
+    found = []
+    for field in fields(Settings):
+        scratch = [
+            f"{rates[field.name]:g} for {encoder}, else {field.default:g}"
+            for encoder, rates in _FROM_SCRATCH.items()
+            if field.name in rates
+        ]
+        found.append(
+            click.Option(
+                [f"--{field.name.replace('_', '-')}"],
+                type=type(field.default),
+                default=None if scratch else field.default,
+                show_default=scratch[0] if scratch else True,
+                help=field.metadata["help"],
+            )
         )
-        for field in fields(Settings)
-    ]
+    return found
+
+
+def _launcher(program: str) -> str:
+    """Return how the program was started: by Python, or by accelerate with what it was told."""
+    precision = os.environ.get("ACCELERATE_MIXED_PRECISION")
+    if precision is None:
+        return program
+    processes = make_accelerator().num_processes
+    return (
+        f"accelerate launch --num_processes {processes} --mixed_precision {precision} "
+        f"{program.removeprefix('python ')}"
+    )
 
 
 def _load_corpus(data: str) -> Corpus:

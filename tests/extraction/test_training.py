@@ -460,6 +460,9 @@ def test_two_processes_equal_one(tmp_path):
     assert both.returncode == 0, both.stderr
     two = read_record(tmp_path / "two" / "record.json")
     assert two.hardware["processes"] == 2
+    assert two.command.startswith(
+        "accelerate launch --num_processes 2 --mixed_precision no -m tests.extraction.toy train "
+    )
     from lib.extraction.corpora import load_corpus
 
     corpus = load_corpus(str(tmp_path / "data"))

@@ -30,7 +30,8 @@ class Settings:
     batch_size : int
         Sentences per step, over all processes together.
     lr, head_lr : float
-        Peak learning rates of the encoder and of what is new on top of it.
+        Peak learning rates of the encoder and of what is new on top of it. The defaults are for a
+        small pretrained encoder; a large one wants a smaller `lr`, one from scratch a larger.
     weight_decay : float
         AdamW's decoupled decay, ``>= 0``.
     warmup : float
@@ -53,7 +54,7 @@ class Settings:
     Examples
     --------
     >>> Settings(epochs=3).batch_size
-    16
+    8
     >>> Settings(warmup=1.0)
     Traceback (most recent call last):
         ...
@@ -61,9 +62,9 @@ class Settings:
     """
 
     epochs: int = _setting(20, "Most passes over the training set.")
-    batch_size: int = _setting(16, "Sentences per step, over all processes together.")
-    lr: float = _setting(1e-4, "Peak learning rate of the encoder.")
-    head_lr: float = _setting(1e-3, "Peak learning rate of the parts on top of the encoder.")
+    batch_size: int = _setting(8, "Sentences per step, over all processes together.")
+    lr: float = _setting(3e-4, "Peak learning rate of the encoder.")
+    head_lr: float = _setting(2e-3, "Peak learning rate of the parts on top of the encoder.")
     weight_decay: float = _setting(0.01, "AdamW's weight decay.")
     warmup: float = _setting(0.1, "Share of all steps over which the rates rise from 0.")
     schedule: str = _setting("linear", "After the warm-up: linear (falls to 0) or constant.")

@@ -1,0 +1,343 @@
+"""The command line: what it does, and the one line it says when the user errs."""
+
+import errno
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import click
+import pytest
+from click.testing import CliRunner
+
+from lib.extraction import commands
+from lib.extraction.commands import extractor_commands, read_inputs
+from lib.extraction.corpora import read_jsonl, write_jsonl
+from lib.extraction.records import read_record
+from lib.extraction.training import Settings
+from lib.gplinker.__main__ import main as gplinker
+from tests.extraction.toy import Toy, main, sentence
+
+ROOT = Path(__file__).parents[2]
+FAST = ["--epochs", "5", "--batch-size", "4", "--lr", "0.05", "--head-lr", "0.05"]
+
+
+def call(*arguments, **more):
+    return CliRunner().invoke(main, [str(argument) for argument in arguments], **more)
+
+
+def one_line(result, *parts):
+    """Check that the call ended with one line of error that holds the parts."""
+    assert result.exit_code == 2, (result.output, result.exception)
+    lines = result.stderr.strip().splitlines()
+    assert len(lines) == 1, result.stderr
+    assert lines[0].startswith("Error: ")
+    for part in parts:
+        assert part in lines[0]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("data")
+    for split, numbers in (("train", range(36)), ("dev", range(36, 48)), ("test", range(48, 60))):
+        write_jsonl(folder / f"{split}.jsonl", [sentence(number) for number in numbers])
+    return folder
+
+
+@pytest.fixture(scope="module")
+def trained(data, tmp_path_factory):
+    out = tmp_path_factory.mktemp("runs") / "toy"
+    result = call("train", "--data", data, "--encoder", "toy", "--out", out, *FAST)
+    assert result.exit_code == 0, (result.output, result.exception)
+    return out, result
+
+
+# --- what it does ----------------------------------------------------------------------------
+
+
+def test_train_writes_model_and_record_and_says_the_scores(trained, data):
+    out, result = trained
+    record = read_record(out / "record.json")
+    assert record.command == (
+        f"python -m tests.extraction.toy train --data {data.name} --encoder toy --out toy "
+        "--epochs 5 --batch-size 4 --lr 0.05 --head-lr 0.05"
+    )
+    assert record.model["options"] == {"encoder": "toy"}
+    assert record.settings == {
+        **{field: getattr(Settings(), field) for field in record.settings},
+        **{"epochs": 5, "batch_size": 4, "lr": 0.05, "head_lr": 0.05},
+    }
+    first, dev, test = result.stdout.splitlines()
+    assert first == f"best epoch {record.best_epoch} of {len(record.epochs)}: {out / 'best'}"
+    assert dev.startswith("dev: precision ")
+    assert test.endswith(f"F1 {record.scores['test']['f1']:.4f}")
+    assert f"epoch 1: loss {record.epochs[0]['train_loss']:.4f}" in result.stderr
+
+
+def test_evaluate_tells_the_recorded_scores(trained, data):
+    out, _ = trained
+    record = read_record(out / "record.json")
+    for folder in (out, out / "best"):
+        result = call("evaluate", "--model", folder, "--data", data, "--split", "test")
+        assert result.exit_code == 0, result.output
+        micro = result.stdout.splitlines()[1].split()
+        scores = record.scores["test"]
+        assert micro[2:5] == [f"{scores[name]:.4f}" for name in ("precision", "recall", "f1")]
+
+
+def test_predict_reads_text_and_json_and_writes_our_format(trained, tmp_path):
+    out, _ = trained
+    plain = call("predict", "--model", out, input="Bo met Ada\n\nnobody here\n")
+    assert plain.exit_code == 0, plain.output
+    first, second = map(json.loads, plain.stdout.splitlines())
+    assert (first["id"], first["text"]) == ("1", "Bo met Ada")
+    (triple,) = first["triples"]
+    assert 0.5 < triple.pop("confidence") < 1
+    assert triple == {
+        "subject": {"text": "Bo", "start": 0, "end": 2},
+        "relation": "knows",
+        "object": {"text": "Ada", "start": 7, "end": 10},
+    }
+    assert second == {"id": "3", "text": "nobody here", "triples": []}
+
+    source, target = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    source.write_text('{"id": "a", "text": "Bo met Ada", "triples": "not looked at"}\n')
+    result = call("predict", "--model", out, "--input", source, "--output", target)
+    assert (result.exit_code, result.stdout) == (0, "")
+    (example,) = read_jsonl(target)
+    assert (example.id, example.strings()) == ("a", (("Bo", "knows", "Ada"),))
+
+
+def test_predictions_of_many_texts_come_in_order(trained, monkeypatch):
+    monkeypatch.setattr(commands, "_CHUNK", 3)
+    texts = [sentence(number).text for number in range(10)]
+    result = call("predict", "--model", trained[0], input="\n".join(texts))
+    assert [json.loads(line)["text"] for line in result.stdout.splitlines()] == texts
+
+
+def test_quiet_is_quiet(data, tmp_path):
+    result = call(
+        "train", "--data", data, "--encoder", "toy", "--out", tmp_path / "run", "--quiet", *FAST
+    )
+    assert (result.exit_code, result.stderr) == (0, "")
+
+
+def test_model_options_are_passed_only_if_given(data, tmp_path):
+    given = ("--dropout", "0.5")
+    result = call(
+        "train", "--data", data, "--encoder", "toy", "--out", tmp_path / "run", *given, *FAST
+    )
+    assert result.exit_code == 0, result.output
+    record = read_record(tmp_path / "run" / "record.json")
+    assert record.model["options"] == {"encoder": "toy", "dropout": 0.5}
+    assert Toy.load(tmp_path / "run" / "best").dropout == 0.5
+
+
+def test_help_names_every_setting():
+    result = call("train", "--help")
+    assert result.exit_code == 0
+    for field in Settings.__dataclass_fields__:
+        assert f"--{field.replace('_', '-')} " in result.stdout
+    for text in ("--data", "--encoder", "--out", "--dropout", "[default: 20]"):
+        assert text in result.stdout
+    assert "train" in call("--help").stdout
+
+
+def test_rates_default_to_what_suits_the_encoder(monkeypatch, data, tmp_path):
+    asked = []
+
+    def stop(model, corpus, out, settings, **more):
+        asked.append((settings.lr, settings.head_lr))
+        raise ValueError("seen")
+
+    monkeypatch.setattr(commands, "train", stop)
+    monkeypatch.setattr(Toy, "create", lambda *args, **options: None)
+    for encoder, *rates in (["toy"], ["small"], ["small", "--lr", "0.5"]):
+        one_line(
+            call("train", "--data", data, "--encoder", encoder, "--out", tmp_path, *rates), "seen"
+        )
+    default = (Settings().lr, Settings().head_lr)
+    assert asked == [default, (1e-3, 2e-3), (0.5, 2e-3)]
+    help_text = " ".join(call("train", "--help").stdout.split())
+    assert f"0.001 for small, else {default[0]:g}" in help_text
+
+
+def test_gplinker_has_the_commands_and_its_options():
+    result = CliRunner().invoke(gplinker, ["train", "--help"])
+    assert result.exit_code == 0
+    for option in ("--pointer", "--head-size", "--link-rope", "--freeze-embeddings"):
+        assert option in result.stdout
+
+
+def test_only_the_main_process_writes(trained, data, tmp_path, monkeypatch):
+    """What the second process does, seen alone."""
+    accelerator = commands.make_accelerator()
+
+    class Second:
+        is_main_process = False
+        num_processes = 2
+
+        def __getattr__(self, name):
+            return getattr(accelerator, name)
+
+    monkeypatch.setattr(commands, "make_accelerator", Second)
+    source = tmp_path / "in.txt"
+    source.write_text("Bo met Ada\n")
+    out = trained[0]
+    for arguments in (
+        ("predict", "--model", out, "--input", source),
+        ("evaluate", "--model", out, "--data", data),
+        ("train", "--data", data, "--encoder", "toy", "--out", out, *FAST),
+    ):
+        result = call(*arguments)
+        assert (result.exit_code, result.stdout) == (0, ""), result.output
+    one_line(call("predict", "--model", out, input="x"), "cannot share standard input")
+
+
+# --- what users get wrong --------------------------------------------------------------------
+
+
+def break_line(data, folder, line, change):
+    """Copy the data with one line of train.jsonl changed."""
+    for split in ("train", "dev", "test"):
+        (folder / f"{split}.jsonl").write_text((data / f"{split}.jsonl").read_text())
+    lines = (folder / "train.jsonl").read_text().splitlines()
+    lines[line - 1] = change(lines[line - 1])
+    (folder / "train.jsonl").write_text("\n".join(lines) + "\n")
+
+
+@pytest.mark.parametrize(
+    ("change", "parts"),
+    [
+        (lambda line: line[:-2], ("not valid JSON",)),
+        (lambda line: "[1]", ("expected a JSON object",)),
+        (
+            lambda line: json.dumps(
+                {
+                    "text": "Bo met Ada",
+                    "triples": [{"subject": "Cy", "relation": "knows", "object": "Ada"}],
+                }
+            ),
+            ("subject 'Cy' does not occur in the text",),
+        ),
+    ],
+)
+def test_a_malformed_line_is_named(data, tmp_path, change, parts):
+    break_line(data, tmp_path, 7, change)
+    result = call("train", "--data", tmp_path, "--encoder", "toy", "--out", tmp_path / "run")
+    one_line(result, "train.jsonl, line 7:", *parts)
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_empty_file_is_named(tmp_path):
+    (tmp_path / "own.jsonl").write_text("")
+    result = call(
+        "train", "--data", tmp_path / "own.jsonl", "--encoder", "toy", "--out", tmp_path / "run"
+    )
+    one_line(result, "own.jsonl")
+
+
+def test_unknown_data_encoder_option_and_setting(data, tmp_path):
+    out = tmp_path / "run"
+    one_line(call("train", "--data", "nowhere", "--encoder", "toy", "--out", out), "'nowhere'")
+    one_line(
+        call("train", "--data", data, "--encoder", "bert", "--out", out),
+        "encoder: expected 'toy', got 'bert'",
+    )
+    one_line(
+        call("train", "--data", data, "--encoder", "toy", "--out", out, "--epochs", "0"),
+        "epochs must be at least 1, got 0",
+    )
+    odd = extractor_commands(Toy, "toy", [click.Option(["--layers"], type=int)])
+    arguments = ["train", "--data", data, "--encoder", "toy", "--out", out, "--layers", "3"]
+    result = CliRunner().invoke(odd, [str(argument) for argument in arguments])
+    one_line(result, "not known: layers")
+    assert not out.exists()
+
+
+def test_a_folder_of_another_run(trained, data):
+    result = call("train", "--data", data, "--encoder", "toy", "--out", trained[0], "--seed", "1")
+    one_line(result, "holds a different run: its settings.")
+
+
+def test_a_missing_model(data, tmp_path):
+    for command in (("evaluate", "--data", data), ("predict",)):
+        name, *more = command
+        result = call(name, "--model", tmp_path / "none", *more, input="x")
+        one_line(result, "there is no folder", "none")
+        result = call(name, "--model", tmp_path, *more, input="x")
+        one_line(result, "expected a saved model")
+
+
+def test_an_unknown_relation_and_split_at_evaluation(trained, tmp_path):
+    line = {
+        "text": "Ada knits socks",
+        "triples": [{"subject": "Ada", "relation": "knits", "object": "socks"}],
+    }
+    own = tmp_path / "own.jsonl"
+    own.write_text(json.dumps(line) + "\n")
+    result = call("evaluate", "--model", trained[0], "--data", own, "--split", "train")
+    one_line(result, "unknown relation 'knits'", "own")
+    result = call("evaluate", "--model", trained[0], "--data", own)
+    one_line(result, "has no split 'test'", "it has train")
+
+
+@pytest.mark.parametrize(
+    ("text", "parts"),
+    [
+        (b"", ("holds no text",)),
+        (b"\n  \n", ("holds no text",)),
+        (b"fine\n\xff\xfe\n", ("line 2: not UTF-8",)),
+        (b'{"text": "fine"}\n{"text": 3}\n', ("line 2:", "text")),
+        (b'{"text": "fine"}\n\n[1]\n', ("line 3:", "expected a JSON object")),
+        (b'{"text": "fine"}\nplain\n', ("line 2: not valid JSON",)),
+    ],
+)
+def test_bad_texts_to_predict_on(trained, tmp_path, text, parts):
+    source, target = tmp_path / "in", tmp_path / "out"
+    source.write_bytes(text)
+    one_line(
+        call("predict", "--model", trained[0], "--input", source, "--output", target),
+        str(source),
+        *parts,
+    )
+    assert not target.exists()
+    one_line(call("predict", "--model", trained[0], input=text), "standard input", *parts)
+    one_line(call("predict", "--model", trained[0], "--input", tmp_path / "none"), "none")
+
+
+def test_a_byte_order_mark_is_no_text():
+    for line in (b"Ada", b'{"text": "Ada"}'):
+        (example,) = read_inputs(b"\xef\xbb\xbf" + line, "file")
+        assert example.text == "Ada"
+
+
+@pytest.mark.parametrize("filename", ["runs/best/model", None])
+def test_a_full_disk(data, tmp_path, monkeypatch, filename):
+    def full(self, folder):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), filename)
+
+    monkeypatch.setattr(Toy, "save", full)
+    result = call("train", "--data", data, "--encoder", "toy", "--out", tmp_path / "run", "--quiet")
+    one_line(result, "the disk is full", "run the same command again", filename or "")
+    monkeypatch.undo()
+    result = call("train", "--data", data, "--encoder", "toy", "--out", tmp_path / "run")
+    assert result.exit_code == 0
+    assert "continuing after epoch 1 of 20" in result.stderr
+
+
+def test_a_reader_that_stops_early_is_no_error(trained):
+    """Shell pipes such as ``| head -1`` close our output."""
+    program = "import sys; from tests.extraction.toy import main; main(sys.argv[1:])"
+    pipe = subprocess.Popen(
+        [sys.executable, "-c", program, "predict", "--model", str(trained[0]), "--quiet"],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    pipe.stdout.close()
+    _, errors = pipe.communicate(b"Bo met Ada\n" * 20_000)
+    assert b"Traceback" not in errors
