@@ -124,6 +124,7 @@ class _Run:
             check_relations(examples, model.relations, where=f"{corpus.name}, {split}")
         self.model, self.corpus, self.out, self.settings = model, corpus, out, settings
         self.command = command or shlex.join(portable(argument) for argument in sys.argv)
+        self.code = code_version()  # now: the files may change while the run goes on
         self.checkpoint = out / "checkpoint.pt"
         self.record = out / "record.json"
         parameters = list(model.parameters())
@@ -249,7 +250,7 @@ class _Run:
         }
         return RunRecord(
             command=self.command,
-            code=code_version(),
+            code=self.code,
             model=self.about,
             data=self.describe_data({split: pair[1] for split, pair in prepared.items()}),
             settings=asdict(settings),
