@@ -35,7 +35,8 @@ The file (``schema`` 1) has these fields, all present in every record:
     One ``{"epoch", "train_loss", "seconds", "dev": {"precision", "recall", "f1"}}`` per epoch,
     counted from 1.
 ``best_epoch``
-    The epoch whose weights were kept: the first with the highest dev F1.
+    The epoch whose weights were kept: the one with the highest dev F1; of several, the one with
+    the least training loss.
 ``scores``
     ``{split: Scores.to_dict()}`` of the kept weights: "dev", "test" where there is one, and every
     further test set of the corpus.

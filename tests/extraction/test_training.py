@@ -156,7 +156,7 @@ def test_it_learns_and_keeps_the_best_epoch(undisturbed):
     out, model, record = undisturbed
     curve = record.curve("f1")
     assert max(curve) > 0.9
-    assert record.best_epoch == curve.index(max(curve)) + 1
+    assert curve[record.best_epoch - 1] == max(curve)
     assert record.curve("train_loss")[-1] < record.curve("train_loss")[0] / 2
     corpus = toy_corpus()
     for kept in (model, Toy.load(out / "best")):
@@ -194,7 +194,18 @@ def test_same_seed_same_run_other_seed_other_run(tmp_path, undisturbed):
 def test_training_ends_when_dev_stops_getting_better(tmp_path):
     settings = replace(SETTINGS, epochs=30, lr=0.05, head_lr=0.05, patience=2)
     _, record = run(tmp_path / "run", settings)
-    assert len(record.epochs) == record.best_epoch + 2 < 30
+    curve = record.curve("f1")
+    assert len(curve) == curve.index(max(curve)) + 1 + 2 < 30
+
+
+def test_of_equal_scores_the_least_loss_is_kept():
+    epochs = [
+        {"epoch": number, "dev": {"f1": f1}, "train_loss": loss}
+        for number, (f1, loss) in enumerate([(0.5, 1.0), (0.7, 3.0), (0.7, 2.0), (0.7, 2.5)], 1)
+    ]
+    assert _run._best_epoch(epochs) == 3
+    assert _run._best_epoch(epochs[:2]) == 2
+    assert _run._best_epoch(epochs[:1]) == 1
 
 
 def test_epochs_before_the_first_right_triple_do_not_use_up_patience(tmp_path):
@@ -204,7 +215,7 @@ def test_epochs_before_the_first_right_triple_do_not_use_up_patience(tmp_path):
     torch.nn.init.constant_(model.head.bias, -9.0)
     record = train(model, corpus, tmp_path / "run", settings)
     assert record.curve("f1") == [0.0] * 4
-    assert record.best_epoch == 1
+    assert len(record.epochs) == 4
 
 
 def test_a_corpus_without_dev_lends_it_a_tenth_of_train(tmp_path, capsys):
@@ -384,8 +395,8 @@ def test_kill_nine_in_the_middle_ends_as_if_undisturbed(tmp_path):
 
 @pytest.fixture
 def interrupted(tmp_path, monkeypatch):
-    def stop(self, optimizer, _save=_run._Run.save_checkpoint):
-        _save(self, optimizer)
+    def stop(self, optimizer, improved, _save=_run._Run.save_checkpoint):
+        _save(self, optimizer, improved)
         raise KeyboardInterrupt
 
     monkeypatch.setattr(_run._Run, "save_checkpoint", stop)

@@ -6,7 +6,7 @@ import shlex
 import sys
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -139,7 +139,7 @@ class _Run:
         }
         # Through JSON, so that it equals what is read back: a tuple becomes a list.
         self.about: dict[str, Any] = json.loads(json.dumps(about))
-        self.progressed: dict[str, Any] = {"epochs": [], "best_epoch": 0}
+        self.epochs: list[dict[str, Any]] = []  # those finished, as in the record
         self.best_model: dict[str, Tensor] = {}
         self.peaks: list[float] = []
 
@@ -169,7 +169,7 @@ class _Run:
         saved = self.read_checkpoint()
         # Machines that do not share the folder would start at different epochs and then wait for
         # each other for ever.
-        seen = gather_object([0 if saved is None else len(saved["progressed"]["epochs"])])
+        seen = gather_object([0 if saved is None else len(saved["epochs"])])
         if len(set(seen)) > 1:
             raise ValueError(
                 f"the processes found checkpoints of different epochs, {seen}: {self.out} must be "
@@ -227,7 +227,7 @@ class _Run:
         wrapped, optimizer = self.accelerator.prepare(self.model, optimizer)
         if saved is not None:
             optimizer.load_state_dict(saved["optimizer"])
-            self.progressed = saved["progressed"]
+            self.epochs = saved["epochs"]
             self.best_model = saved["best_model"]
             # The kill may have come between the checkpoint and the model that belongs to it.
             self.save_best()
@@ -261,28 +261,17 @@ class _Run:
             versions=versions(),
             wall_seconds=round(sum(epoch["seconds"] for epoch in self.epochs), 3),
             epochs=self.epochs,
-            best_epoch=self.progressed["best_epoch"],
+            best_epoch=_best_epoch(self.epochs),
             scores=scores,
         )
 
-    @property
-    def epochs(self) -> list[dict[str, Any]]:
-        epochs: list[dict[str, Any]] = self.progressed["epochs"]
-        return epochs
-
-    def best_f1(self) -> float:
-        best = self.progressed["best_epoch"]
-        return self.epochs[best - 1]["dev"]["f1"] if best else -1.0
-
-    def is_best(self) -> bool:
-        return bool(self.progressed["best_epoch"] == len(self.epochs))
-
     def finished(self) -> bool:
         done = len(self.epochs)
-        waited = done - self.progressed["best_epoch"]
-        return done >= self.settings.epochs or (
-            waited >= self.settings.patience and self.best_f1() > 0
-        )
+        scores = [epoch["dev"]["f1"] for epoch in self.epochs]
+        best = max(scores, default=0.0)
+        # Epochs before the first right triple use up no patience.
+        stuck = best > 0 and done - (scores.index(best) + 1) >= self.settings.patience
+        return done >= self.settings.epochs or stuck
 
     def score(self, split: str, items: list[Any]) -> Scores:
         return score_items(
@@ -309,15 +298,14 @@ class _Run:
         dev = self.score("dev", items["dev"])
         seconds = round(time.perf_counter() - started, 3)
         rates = {"precision": dev.precision, "recall": dev.recall, "f1": dev.f1}
-        improved = dev.f1 > self.best_f1()
         self.epochs.append({"epoch": epoch, "train_loss": loss, "seconds": seconds, "dev": rates})
+        improved = _best_epoch(self.epochs) == epoch
         if improved:
-            self.progressed["best_epoch"] = epoch
             self.best_model = {
                 name: tensor.detach().cpu().clone()
                 for name, tensor in self.model.state_dict().items()
             }
-        self.save_checkpoint(optimizer)
+        self.save_checkpoint(optimizer, improved)
         if improved:
             self.save_best()
         self.say(
@@ -375,12 +363,12 @@ class _Run:
             )
         return mean
 
-    def save_checkpoint(self, optimizer: Any) -> None:
+    def save_checkpoint(self, optimizer: Any, improved: bool) -> None:
         state = {
             "identity": self.identity(),
-            "progressed": self.progressed,
+            "epochs": self.epochs,
             # The same tensors are stored once.
-            "model": self.best_model if self.is_best() else self.model.state_dict(),
+            "model": self.best_model if improved else self.model.state_dict(),
             "best_model": self.best_model,
             "optimizer": optimizer.state_dict(),
         }
@@ -416,6 +404,15 @@ class _Run:
             "unaligned": {split: dict(counts) for split, counts in unaligned.items()},
             "dev_from_train": self.held_out,
         }
+
+
+def _best_epoch(epochs: Sequence[Mapping[str, Any]]) -> int:
+    """Return the epoch with the highest dev F1; of several, the one with the least loss.
+
+    A small dev set scores many epochs alike, and the first of them has hardly been trained.
+    """
+    best = max(epochs, key=lambda epoch: (epoch["dev"]["f1"], -epoch["train_loss"]))
+    return int(best["epoch"])
 
 
 def _with_dev(corpus: Corpus, seed: int) -> tuple[Corpus, int]:
