@@ -27,10 +27,11 @@ def row_losses(rows: Tensor, labels: Tensor, mask: Tensor | None, *, listed: boo
     classes = rows.shape[1]
     if listed:
         return _by_lists(rows, *_lists(labels, classes), mask)
-    bad = torch.zeros_like(rows[:, 0], dtype=torch.bool)
+    bad = torch.zeros_like(rows[:, :1], dtype=torch.bool)
     if labels.dtype != torch.bool:
         step = max(1, _CHUNK_CELLS // classes)
         bad = torch.cat([_checks.not_binary(part) for part in torch.split(labels, step)])
+        bad = bad.unsqueeze(1)
         labels = labels.bool()
     # A list needs its length, which a GPU would have to be waited for.
     found = None if rows.is_cuda else _listed(labels)
@@ -59,7 +60,8 @@ def _formula(rows: Tensor, labels: Tensor, mask: Tensor | None, listed: bool) ->
         if labels.dtype != torch.bool:
             bad = _checks.not_binary(labels)
         positive = labels != 0
-    bad = bad | ~(scores < inf).all(-1) | (positive & (scores == -inf)).any(-1)
+    # A positive at infinity has loss 0. Other bad cells give NaN by themselves, as inf - inf.
+    bad = bad | (scores == inf).any(-1)
     negatives = _log1p_sum_exp(scores.masked_fill(positive, -inf))
     positives = _log1p_sum_exp((-scores).masked_fill(~positive, -inf))
     return (negatives + positives).masked_fill(bad, nan)
@@ -80,12 +82,10 @@ def _combine(shift: Tensor, total: Tensor) -> tuple[Tensor, Tensor]:
     ``exp(term - shift) * factor``.
     """
     above = shift.clamp(min=0)
-    null = torch.exp(-above)
-    scale = torch.exp(shift - above)
-    scaled = total * scale
-    # Above zero the largest shifted term is 1, so total - 1 >= 0; below zero, null is 1.
-    rest = torch.where(shift > 0, null + (total - 1), scaled)
-    return above + torch.log1p(rest), scale / (null + scaled)
+    scale = (shift - above).exp()
+    # The null class has exp(-above), which is 1 exactly where the other terms may be tiny.
+    rest = torch.addcmul(torch.expm1(-above), total, scale)
+    return above + rest.log1p(), scale / (1 + rest)
 
 
 # ---------------------------------------------------------------------------------- fast, by hand
@@ -101,20 +101,20 @@ class _Lists(NamedTuple):
     column: Tensor  # (R, K) int64
     counts: Tensor  # (R, K) bool: the first mention of its class
     some: Tensor  # (R, 1) bool: the row has a positive
-    bad: Tensor  # (R,) bool: an index was out of range
+    bad: Tensor  # (R, 1) bool: an index was out of range
 
 
 def _lists(positives: Tensor, classes: int) -> _Lists:
     if positives.shape[1] == 0:
         positives = positives.new_full((positives.shape[0], 1), -1)
     column = positives.sort(-1).values
-    real = column >= 0
-    counts = real.clone()
-    counts[:, 1:] &= column[:, 1:] != column[:, :-1]
-    last = column[:, -1:]
-    bad = ((positives < -1) | (positives >= classes)).any(-1)
-    column = torch.where(real, column, last).clamp(0, classes - 1)
-    return _Lists(column, counts, last >= 0, bad)
+    first, last = column[:, :1], column[:, -1:]
+    bad = (first < -1) | (last >= classes)
+    counts = column >= 0
+    filled = torch.where(counts, column, last).clamp_(0, classes - 1)
+    if column.shape[1] > 1:
+        counts[:, 1:] &= column[:, 1:] != column[:, :-1]
+    return _Lists(filled, counts, last >= 0, bad)
 
 
 def _listed(table: Tensor) -> Tensor | None:
@@ -162,26 +162,28 @@ class _ByLists(torch.autograd.Function):
         score = rows.gather(1, column).to(dtype)
         if mask is not None:
             score = score.masked_fill(~mask.gather(1, column), -inf)
-        top = rows.new_empty((rows.shape[0], 1), dtype=dtype)
-        total = torch.empty_like(top)
         # Out of the sum over the negatives; a row without positives writes back what it read.
         written = torch.where(some, -inf, score)
+        sums = []
         for part, cells in _chunks(rows, dtype):
             _load(cells, rows[part], mask, part)
             cells.scatter_(1, column[part], written[part])
-            top[part], total[part] = _top_and_sum_(cells)
+            sums.append(_top_and_sum_(cells))
+        top, total = map(torch.cat, zip(*sums, strict=True))
+
+        minus, uncounted = -score, ~counts
+        pull = _shift(minus.masked_fill(uncounted, -inf).amax(-1, keepdim=True))
+        terms = (minus - pull).exp_()
+        pulled = terms.masked_fill(uncounted, 0).sum(-1, keepdim=True)
+
         shift = _shift(top)
-        negatives, factor = _combine(shift, total)
-
-        pull = _shift((-score).masked_fill(~counts, -inf).amax(-1, keepdim=True))
-        terms = (-score - pull).exp()
-        positives, weight = _combine(pull, terms.masked_fill(~counts, 0).sum(-1, keepdim=True))
+        losses, factors = _combine(torch.stack((shift, pull)), torch.stack((total, pulled)))
         # Fillers and repeated mentions too: equal cells must be written equal values.
-        at_positives = -terms * weight
-
-        bad = bad | ~(top < inf).squeeze(1) | (counts & ~(score.abs() < inf)).any(-1)
-        ctx.save_for_backward(rows, column, counts, some, mask, shift, factor, at_positives)
-        return (negatives + positives).squeeze(1).masked_fill_(bad, nan)
+        at_positives = terms.neg_().mul_(factors[1])
+        ctx.save_for_backward(rows, column, counts, some, mask, shift, factors[0], at_positives)
+        # A positive at infinity has loss 0. Other bad cells give NaN by themselves, as inf - inf.
+        bad = bad | (counts & (score == inf)).any(-1, keepdim=True)
+        return losses.sum(0).masked_fill_(bad, nan).squeeze(1)
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
@@ -230,9 +232,9 @@ class _ByTable(torch.autograd.Function):
             tops[1, part], totals[1, part] = _top_and_sum_(cells.neg_())
         shifts = _shift(tops[:2])
         losses, factors = _combine(shifts, totals)
-        bad = bad | ~(tops[2] < inf).squeeze(1) | (tops[1] == inf).squeeze(1)
         ctx.save_for_backward(rows, positive, mask, shifts, factors)
-        return losses.sum(0).squeeze(1).masked_fill_(bad, nan)
+        # A positive at infinity has loss 0. Other bad cells give NaN by themselves, as inf - inf.
+        return losses.sum(0).masked_fill_(bad | (tops[2] == inf), nan).squeeze(1)
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
@@ -264,13 +266,14 @@ def _chunks(
 ) -> Iterator[tuple[slice, Tensor]]:
     """Parts of the rows, each with a buffer of its shape: of ``into`` itself if that has the dtype.
 
-    On a GPU there is one part: many small kernels would cost more than the memory they save.
+    On a GPU there is one part: many small kernels would cost more than the memory they save. No
+    rows are one part too.
     """
     count, classes = rows.shape
-    step = count if rows.is_cuda else min(count, max(1, _CHUNK_CELLS // classes))
+    step = max(1, count if rows.is_cuda else min(count, _CHUNK_CELLS // classes))
     fits = into is not None and into.dtype == dtype
     scratch = rows.new_empty((0 if fits else step, classes), dtype=dtype)
-    for start in range(0, count, step or 1):
+    for start in range(0, max(count, 1), step):
         part = slice(start, min(start + step, count))
         yield part, into[part] if into is not None and fits else scratch[: part.stop - start]
 

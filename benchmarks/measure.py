@@ -1,0 +1,97 @@
+"""How everything here is measured, and what a record of a run holds."""
+
+import json
+import os
+import platform
+import re
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+
+__all__ = ["hardware", "in_turn", "peak_mib", "versions", "write_record"]
+
+Work = Callable[[], object]
+
+
+def in_turn(works: Mapping[str, Work], *, rounds: int, warm_up: int = 2) -> dict[str, Any]:
+    """Run each work once per round, one after the other; median milliseconds of each.
+
+    Turns spread what else the machine does over all. ``wall`` is what a reader waits; ``cpu`` adds
+    up the process's threads and is what remains true on a busy machine with one thread.
+    """
+    wall: dict[str, list[float]] = {name: [] for name in works}
+    cpu: dict[str, list[float]] = {name: [] for name in works}
+    for turn in range(warm_up + rounds):
+        for name, work in works.items():
+            start, spent = time.perf_counter(), time.process_time()
+            work()
+            if turn >= warm_up:
+                cpu[name].append(time.process_time() - spent)
+                wall[name].append(time.perf_counter() - start)
+    return {
+        name: {
+            "wall_ms": round(1e3 * statistics.median(wall[name]), 3),
+            "cpu_ms": round(1e3 * statistics.median(cpu[name]), 3),
+        }
+        for name in works
+    }
+
+
+def peak_mib(work: Work) -> float | None:
+    """Most memory a work holds above what was held before it, in MiB; None where nobody counts.
+
+    Linux counts the pages of a process and lets it reset the highest count.
+    """
+    status, reset = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+    try:
+        reset.write_text("5")
+    except OSError:
+        return None
+    before = _kib(status, "VmRSS")
+    work()
+    return round((_kib(status, "VmHWM") - before) / 1024, 1)
+
+
+def _kib(status: Path, name: str) -> int:
+    found = re.search(rf"{name}:\s+(\d+)", status.read_text())
+    if found is None:
+        raise RuntimeError(f"{status} has no {name}")
+    return int(found[1])
+
+
+def hardware() -> dict[str, Any]:
+    """Shape of the machine, without its name."""
+    processor = platform.machine()
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        found = re.search(r"model name\s*:\s*(.+)", info.read_text())
+        processor = found[1] if found else processor
+    return {
+        "processor": processor,
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None,
+        "instructions": torch.backends.cpu.get_cpu_capability(),
+        "system": platform.system(),
+    }
+
+
+def versions(*packages: str) -> dict[str, str | None]:
+    """Return versions of Python and of packages; None for one that is not installed."""
+    found: dict[str, str | None] = {"python": platform.python_version()}
+    for package in packages:
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            found[package] = None
+    return found
+
+
+def write_record(path: Path, record: Mapping[str, Any]) -> None:
+    """Write a record as JSON, replacing an older one as a whole."""
+    part = path.with_suffix(".part")
+    part.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", "utf-8")
+    part.replace(path)
