@@ -238,6 +238,7 @@ class TestDecoding:
         tables = perfect_scores(triples, 5, 1)
         tables.entities[0].diagonal()[:4] = torch.tensor([2.0, 5.0, 1.0, 4.0])
         assert decode_tables(*tables, max_spans=2) == [triples[1], triples[3]]
+        assert decode_tables(*tables, max_spans=3) == [triples[0], triples[1], triples[3]]
         assert decode_tables(*tables, max_spans=4) == triples
         tables = perfect_scores([TokenTriple(4, 4, 0, i, i) for i in range(4)], 5, 1)
         tables.entities[1].diagonal()[:4] = torch.tensor([2.0, 5.0, 1.0, 4.0])
