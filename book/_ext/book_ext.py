@@ -7,6 +7,7 @@ from pathlib import Path
 
 from docutils import nodes
 from sphinx.util.docutils import SphinxDirective
+from sphinx_codeautolink.extension.block import CodeBlockAnalyser
 
 MATHJAX_MAIN = "tex-chtml-full.js"
 MATHJAX_KEPT = (MATHJAX_MAIN, "output/chtml/fonts/woff-v2/")
@@ -64,8 +65,17 @@ def drop_thebe(app, pagename, templatename, context, doctree):
     ]
 
 
+def leave_section(self, node):
+    """Forget a section's title, if it had one: exercises are sections without."""
+    if any(isinstance(child, nodes.title) for child in node.children) and self.title_stack:
+        self.title_stack.pop()
+
+
 def setup(app):
     """Connect the parts."""
+    # sphinx-codeautolink 0.19 takes a title from each section and fails on those of
+    # sphinx-exercise, which have none.
+    CodeBlockAnalyser.depart_section = leave_section
     app.add_directive("book-versions", Versions)
     app.connect("config-inited", use_local_mathjax)
     app.connect("config-inited", leave_out_sources)
