@@ -13,7 +13,15 @@ from hypothesis import strategies as st
 
 from lib.extraction.alignment import NOT_ON_BORDERS, TokenTriple, span_of
 from lib.extraction.triples import Example, Span, Triple, occurrences
-from lib.gplinker import GPLinker, Tables, decode_tables, model, table_positives, triple_scores
+from lib.gplinker import (
+    GPLinker,
+    Tables,
+    decode_tables,
+    folders,
+    model,
+    table_positives,
+    triple_scores,
+)
 from lib.gplinker.encoders import SHAPES, HuggingFaceEncoder, _ending, word_shape
 from lib.zlpr import zlpr_loss
 from tests.extraction.strategies import examples
@@ -900,7 +908,7 @@ class TestFolder:
     def test_a_kill_after_the_renames_loses_nothing(self, tmp_path, monkeypatch):
         first, second = small(seed=1), small(seed=2)
         first.save(tmp_path / "model")
-        monkeypatch.setattr(model, "rmtree", lambda *_args, **_options: None)
+        monkeypatch.setattr(folders, "rmtree", lambda *_args, **_options: None)
         second.save(tmp_path / "model")
         monkeypatch.undo()
         assert (tmp_path / ".model.old").exists()

@@ -3,11 +3,9 @@
 import json
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
 from importlib import metadata
 from pathlib import Path
-from shutil import rmtree
 from typing import Any, Literal, Self
 
 import safetensors
@@ -22,6 +20,7 @@ from lib.extraction.triples import Example, Triple
 from lib.global_pointer import EfficientGlobalPointer, GlobalPointer
 from lib.gplinker.decoding import decode_tables, triple_scores
 from lib.gplinker.encoders import Encoder, HuggingFaceEncoder, SmallEncoder, SmallOptions
+from lib.gplinker.folders import replace_folder, restore_folder
 from lib.gplinker.tables import Tables, table_positives
 from lib.zlpr import sparse_zlpr_loss
 
@@ -425,36 +424,27 @@ class GPLinker(nn.Module):
             As the disk raises it.
         """
         folder = Path(folder)
-        _restore(folder)
         if folder.exists() and any(folder.iterdir()) and not (folder / "config.json").is_file():
             raise ValueError(f"folder: expected a saved model or nothing at {folder}, got files")
-        fresh, former = _beside(folder)
-        rmtree(fresh, ignore_errors=True)
-        (fresh / "encoder").mkdir(parents=True)
-        try:
-            self.encoder.save_files(fresh / "encoder")
-            config = {
-                "format": FORMAT,
-                "library": metadata.version("softmax-to-gplinker"),
-                "relations": list(self.relations),
-                "options": asdict(self.options),
-                "dtype": str(next(self.parameters()).dtype).removeprefix("torch."),
-                "encoder": {"kind": self.encoder.kind, **self.encoder.describe()},
-            }
-            text = json.dumps(config, indent=2, ensure_ascii=False) + "\n"
-            write_atomically(fresh / "config.json", lambda file: file.write(text.encode()))
-            state = {name: value.contiguous().cpu() for name, value in self.state_dict().items()}
-            weights = to_bytes(state, metadata={"format": "pt"})
-            write_atomically(fresh / "model.safetensors", lambda file: file.write(weights))
-        except BaseException:
-            rmtree(fresh, ignore_errors=True)
-            raise
-        # Two renames, as one cannot replace a folder. Between them `folder` is missing and
-        # `former` whole; `_restore` ends what a kill there began.
-        if folder.exists():
-            folder.rename(former)
-        fresh.rename(folder)
-        rmtree(former, ignore_errors=True)
+        replace_folder(folder, self._write)
+
+    def _write(self, folder: Path) -> None:
+        """Fill an empty folder."""
+        (folder / "encoder").mkdir()
+        self.encoder.save_files(folder / "encoder")
+        config = {
+            "format": FORMAT,
+            "library": metadata.version("softmax-to-gplinker"),
+            "relations": list(self.relations),
+            "options": asdict(self.options),
+            "dtype": str(next(self.parameters()).dtype).removeprefix("torch."),
+            "encoder": {"kind": self.encoder.kind, **self.encoder.describe()},
+        }
+        text = json.dumps(config, indent=2, ensure_ascii=False) + "\n"
+        write_atomically(folder / "config.json", lambda file: file.write(text.encode()))
+        state = {name: value.contiguous().cpu() for name, value in self.state_dict().items()}
+        weights = to_bytes(state, metadata={"format": "pt"})
+        write_atomically(folder / "model.safetensors", lambda file: file.write(weights))
 
     @classmethod
     def load(cls, folder: Path) -> Self:
@@ -478,7 +468,7 @@ class GPLinker(nn.Module):
             If the folder has another format, or its files do not belong together.
         """
         folder = Path(folder)
-        _restore(folder)
+        restore_folder(folder)
         for name in ("config.json", "model.safetensors", "encoder"):
             if not (folder / name).exists():
                 raise FileNotFoundError(f"{folder}: expected a saved model, but it has no {name}")
@@ -518,19 +508,3 @@ def _take(options: dict[str, Any], kind: type) -> dict[str, Any]:
 def _refuse(options: dict[str, Any], encoder: str) -> None:
     if options:
         raise TypeError(f"options: not known for encoder {encoder!r}: {', '.join(sorted(options))}")
-
-
-def _beside(folder: Path) -> tuple[Path, Path]:
-    """Return where the next and the former version of a folder stand while it is replaced."""
-    return folder.parent / f".{folder.name}.new", folder.parent / f".{folder.name}.old"
-
-
-def _restore(folder: Path) -> None:
-    """End a replacement that was killed: put the former folder back, or remove it."""
-    _, former = _beside(folder)
-    if former.exists():
-        if folder.exists():
-            rmtree(former, ignore_errors=True)
-        else:
-            with suppress(FileNotFoundError):  # another process was faster
-                former.rename(folder)
