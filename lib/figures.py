@@ -35,7 +35,7 @@ __all__ = ["COLOURS", "SVG_OPTIONS", "label_line", "panels", "use_house_style"]
 WIDTH_INCHES: Final = 4.8
 PANEL_HEIGHT_INCHES: Final = 2.8
 
-#: Ink by name. Every one has a contrast of at least 3 : 1 on white, and any two stay apart for
+#: Ink by name. Each has a contrast of three to one or more on white, and any two stay apart for
 #: readers who do not see red or green (tests/test_figures.py measures both).
 COLOURS: Final[dict[str, str]] = {
     "blue": "#0072b2",
