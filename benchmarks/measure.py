@@ -1,5 +1,6 @@
 """How everything here is measured, and what a record of a run holds."""
 
+import ctypes
 import json
 import os
 import platform
@@ -18,21 +19,23 @@ __all__ = ["hardware", "in_turn", "peak_mib", "versions", "write_record"]
 Work = Callable[[], object]
 
 
-def in_turn(works: Mapping[str, Work], *, rounds: int, warm_up: int = 2) -> dict[str, Any]:
-    """Run each work once per round, one after the other; median milliseconds of each.
+def in_turn(works: Mapping[str, Work], *, rounds: int) -> dict[str, Any]:
+    """Let each work have its turn in every round; median milliseconds of each.
 
-    Turns spread what else the machine does over all. ``wall`` is what a reader waits; ``cpu`` adds
-    up the process's threads and is what remains true on a busy machine with one thread.
+    Turns spread what else the machine does over all. At its turn a work runs twice and the second
+    run counts: the first one pays for the memory that the work before it took or gave back.
+    ``wall`` is what a reader waits; ``cpu`` adds up the process's threads and is what remains true
+    on a busy machine with one thread.
     """
     wall: dict[str, list[float]] = {name: [] for name in works}
     cpu: dict[str, list[float]] = {name: [] for name in works}
-    for turn in range(warm_up + rounds):
+    for _ in range(rounds):
         for name, work in works.items():
+            work()
             start, spent = time.perf_counter(), time.process_time()
             work()
-            if turn >= warm_up:
-                cpu[name].append(time.process_time() - spent)
-                wall[name].append(time.perf_counter() - start)
+            cpu[name].append(time.process_time() - spent)
+            wall[name].append(time.perf_counter() - start)
     return {
         name: {
             "wall_ms": round(1e3 * statistics.median(wall[name]), 3),
@@ -49,10 +52,11 @@ def peak_mib(work: Work) -> float | None:
     """
     status, reset = Path("/proc/self/status"), Path("/proc/self/clear_refs")
     try:
+        ctypes.CDLL(None).malloc_trim(0)
         reset.write_text("5")
-    except OSError:
+    except (AttributeError, OSError):
         return None
-    before = _kib(status, "VmRSS")
+    before = _kib(status, "VmRSS")  # after giving back what is free: it would be used unseen
     work()
     return round((_kib(status, "VmHWM") - before) / 1024, 1)
 

@@ -29,8 +29,14 @@ def raises(kind, message):
 
 @pytest.fixture
 def by_table(monkeypatch):
-    """Dense losses take the path for many positives, which is also the one on a GPU."""
-    monkeypatch.setattr(_rows, "_listed", lambda table: None)
+    """Every loss takes the path for many positives, the one of dense losses on a GPU."""
+    monkeypatch.setattr(_rows, "_LISTED_SHARE", -1)
+
+
+@pytest.fixture
+def by_lists(monkeypatch):
+    """Every loss takes the path for few positives."""
+    monkeypatch.setattr(_rows, "_LISTED_SHARE", INF)
 
 
 @pytest.fixture
@@ -49,9 +55,12 @@ def test_battery(loss, name):
     assert outcome.verdict == "right", outcome
 
 
+@pytest.mark.parametrize("path", ["by_table", "by_lists"])
+@pytest.mark.parametrize("loss", [battery.DENSE, battery.SPARSE], ids=lambda loss: loss.name)
 @pytest.mark.parametrize("name", CASES)
-def test_battery_by_table(by_table, name):
-    outcome = battery.meet(battery.DENSE, CASES[name])
+def test_battery_on_either_path(request, path, loss, name):
+    request.getfixturevalue(path)
+    outcome = battery.meet(loss, CASES[name])
     assert outcome.verdict == "right", outcome
 
 
@@ -182,10 +191,10 @@ def bad_cells():
 
 
 @pytest.mark.parametrize(("logits", "targets", "mask", "rule", "values"), list(bad_cells()))
-@pytest.mark.parametrize("form", ["bool", "float", "table", "sparse"])
-def test_bad_cells_are_named(request, form, logits, targets, mask, rule, values):
-    if form == "table":
-        request.getfixturevalue("by_table")
+@pytest.mark.parametrize("form", ["bool", "float", "sparse"])
+@pytest.mark.parametrize("path", ["by_table", "by_lists"])
+def test_bad_cells_are_named(request, path, form, logits, targets, mask, rule, values):
+    request.getfixturevalue(path)
     if form == "sparse":
         positives = torch.full((2, 3, 2), -1)
         positives[1, 2, 1] = 7
@@ -361,19 +370,16 @@ def scores(seed=0):
     return torch.randn(3, 20, generator=generator, dtype=torch.float64).requires_grad_()
 
 
+@pytest.mark.parametrize("path", ["by_table", "by_lists"])
 @pytest.mark.parametrize("loss", LOSSES.values(), ids=LOSSES)
-def test_first_and_second_derivatives_against_differences(loss):
+def test_first_and_second_derivatives_against_differences(request, path, loss):
+    request.getfixturevalue(path)
     assert torch.autograd.gradcheck(loss, scores())
     assert torch.autograd.gradgradcheck(loss, scores())
 
 
-def test_first_and_second_derivatives_by_table(by_table):
-    assert torch.autograd.gradcheck(LOSSES["dense"], scores())
-    assert torch.autograd.gradgradcheck(LOSSES["dense"], scores())
-
-
 @pytest.mark.parametrize("loss", LOSSES.values(), ids=LOSSES)
-def test_gradient_is_the_same_whether_or_not_it_is_differentiated(loss):
+def test_gradient_is_the_same_whether_or_not_it_is_differentiated(by_lists, loss):
     logits = scores()
     upstream = torch.tensor([1.0, -2.0, 0.5], dtype=torch.float64)
     (plain,) = torch.autograd.grad(loss(logits), logits, upstream)

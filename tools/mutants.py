@@ -58,7 +58,11 @@ MUTANTS = (
     _zlpr("column = positives.sort(-1).values", "column = positives"),
     _zlpr("return top.masked_fill(top == -inf, 0)", "return top"),
     _zlpr("cells.sub_(_shift(top)).mul_(_LOG2_E)", "cells.mul_(_LOG2_E).sub_(_shift(top))"),
-    _zlpr("-factors[1, part], factors[0, part]", "-factors[0, part], factors[1, part]"),
+    _zlpr("cells.copy_(positive).sub_(0.5)", "cells.copy_(positive).sub_(0.0)"),
+    _zlpr(".mul_(factors[0, part]).sub_(pull)", ".mul_(factors[0, part]).add_(pull)"),
+    _zlpr(
+        "torch.where((positives < 0) | outside, classes, positives)", "positives.clamp(0, classes)"
+    ),
     _zlpr("(minus - pull).exp_()", "minus.exp()"),
     _zlpr(
         "return torch.promote_types(dtype, torch.float32)", "return dtype", file="lib/_checks.py"

@@ -25,8 +25,10 @@ def row_losses(rows: Tensor, labels: Tensor, mask: Tensor | None, *, listed: boo
     if not _checks.values_readable(rows, labels, mask):
         return _formula(rows, labels, mask, listed)
     classes = rows.shape[1]
-    if listed:
+    if listed and labels.shape[1] <= classes * _LISTED_SHARE:
         return _by_lists(rows, *_lists(labels, classes), mask)
+    if listed:
+        return _by_table(rows, *_table(labels, classes), mask)
     bad = torch.zeros_like(rows[:, :1], dtype=torch.bool)
     if labels.dtype != torch.bool:
         step = max(1, _CHUNK_CELLS // classes)
@@ -49,30 +51,35 @@ def _formula(rows: Tensor, labels: Tensor, mask: Tensor | None, listed: bool) ->
     if mask is not None:
         scores = scores.masked_fill(~mask, -inf)
     if listed:
-        classes = rows.shape[1]
-        bad = ((labels < -1) | (labels >= classes)).any(-1)
-        # Fillers, and indices out of range, go to a column past the last class.
-        column = torch.where((labels < 0) | (labels >= classes), classes, labels)
-        table = torch.zeros_like(rows[:, :1], dtype=torch.bool).expand(-1, classes + 1)
-        positive = table.scatter(1, column, True)[:, :classes]
+        positive, bad = _table(labels, rows.shape[1])
     else:
         bad = labels.new_zeros((), dtype=torch.bool)
         if labels.dtype != torch.bool:
-            bad = _checks.not_binary(labels)
+            bad = _checks.not_binary(labels).unsqueeze(1)
         positive = labels != 0
     # A positive at infinity has loss 0. Other bad cells give NaN by themselves, as inf - inf.
-    bad = bad | (scores == inf).any(-1)
+    bad = bad | (scores == inf).any(-1, keepdim=True)
     negatives = _log1p_sum_exp(scores.masked_fill(positive, -inf))
     positives = _log1p_sum_exp((-scores).masked_fill(~positive, -inf))
-    return (negatives + positives).masked_fill(bad, nan)
+    return (negatives + positives).masked_fill(bad, nan).squeeze(1)
+
+
+def _table(positives: Tensor, classes: int) -> tuple[Tensor, Tensor]:
+    """Bool table of listed classes, and a column saying which rows list what is no class."""
+    outside = positives >= classes
+    bad = ((positives < -1) | outside).any(-1, keepdim=True)
+    # Fillers, and what is no class, go to a column past the last class.
+    column = torch.where((positives < 0) | outside, classes, positives)
+    table = positives.new_zeros((1, 1), dtype=torch.bool).expand(positives.shape[0], classes + 1)
+    return table.scatter(1, column, True)[:, :classes], bad
 
 
 def _log1p_sum_exp(terms: Tensor) -> Tensor:
     """``log(1 + sum(exp(terms)))`` over the last dimension; minus infinity adds nothing."""
     top = terms.detach().amax(-1, keepdim=True)
     shift = top.masked_fill(top == -inf, 0)
-    total = (terms - shift).exp().sum(-1)
-    return _combine(shift.squeeze(-1), total)[0]
+    total = (terms - shift).exp().sum(-1, keepdim=True)
+    return _combine(shift, total)[0]
 
 
 def _combine(shift: Tensor, total: Tensor) -> tuple[Tensor, Tensor]:
@@ -218,17 +225,16 @@ class _ByTable(torch.autograd.Function):
         dtype = _checks.compute_dtype(rows.dtype)
         tops = rows.new_empty((3, rows.shape[0], 1), dtype=dtype)
         totals = torch.empty_like(tops[:2])
-        nothing = tops.new_tensor(-inf)
-        scores: Tensor | None = None
+        spare = _Spare()
         for part, cells in _chunks(rows, dtype):
             source = rows[part]
             if mask is not None or source.dtype != dtype:
-                scores = torch.empty_like(cells) if scores is None else scores[: len(cells)]
-                source = _load(scores, source, mask, part)
+                source = _load(spare.like(cells, 0), source, mask, part)
+            limit = _limit(spare.like(cells, 1), positive[part])
             tops[2, part] = source.amax(-1, keepdim=True)
-            torch.where(positive[part], nothing, source, out=cells)
+            torch.minimum(source, limit, out=cells)
             tops[0, part], totals[0, part] = _top_and_sum_(cells)
-            torch.where(positive[part], source, -nothing, out=cells)
+            torch.maximum(source, limit, out=cells)
             tops[1, part], totals[1, part] = _top_and_sum_(cells.neg_())
         shifts = _shift(tops[:2])
         losses, factors = _combine(shifts, totals)
@@ -243,17 +249,39 @@ class _ByTable(torch.autograd.Function):
             return _by_autograd(rows, positive, mask, False, upstream), None, None, None
         factors = factors * upstream.unsqueeze(1)
         gradient = torch.empty_like(rows, memory_format=torch.contiguous_format)
-        other: Tensor | None = None
+        spare = _Spare()
         for part, cells in _chunks(rows, shifts.dtype, gradient):
-            other = torch.empty_like(cells) if other is None else other[: len(cells)]
             _load(cells, rows[part], mask, part)
-            torch.add(cells, shifts[1, part], out=other).neg_()
-            torch.where(positive[part], other, cells.sub_(shifts[0, part]), out=cells)
-            torch.where(positive[part], -factors[1, part], factors[0, part], out=other)
-            cells.mul_(_LOG2_E).exp2_().mul_(other)
+            limit = _limit(spare.like(cells, 0), positive[part])
+            # The other group is at -inf in each, and has weight 0.
+            pull = torch.maximum(cells, limit, out=spare.like(cells, 1))
+            pull.add_(shifts[1, part]).mul_(-_LOG2_E).exp2_().mul_(factors[1, part])
+            torch.minimum(cells, limit, out=cells).sub_(shifts[0, part])
+            cells.mul_(_LOG2_E).exp2_().mul_(factors[0, part]).sub_(pull)
             if cells.dtype != gradient.dtype:
                 gradient[part] = cells
         return gradient, None, None, None
+
+
+class _Spare:
+    """Buffers of the size of the first, largest part, made when they are first asked for."""
+
+    def __init__(self) -> None:
+        self._buffers: dict[int, Tensor] = {}
+
+    def like(self, cells: Tensor, which: int) -> Tensor:
+        if which not in self._buffers:
+            self._buffers[which] = torch.empty_like(cells)
+        return self._buffers[which][: len(cells)]
+
+
+def _limit(cells: Tensor, positive: Tensor) -> Tensor:
+    """Minus infinity where positive, plus infinity elsewhere; in place, and without a branch.
+
+    The smaller of score and limit leaves the negatives, the larger the positives. ``torch.where``
+    would branch on every cell, and guess wrong when positives and negatives are mixed.
+    """
+    return cells.copy_(positive).sub_(0.5).mul_(-inf)
 
 
 # Function.apply has no type of its own in PyTorch.
