@@ -3,6 +3,8 @@
 import errno
 import json
 import os
+import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -325,6 +327,58 @@ def test_a_full_disk(data, tmp_path, monkeypatch, filename):
     result = call("train", "--data", data, "--encoder", "toy", "--out", tmp_path / "run")
     assert result.exit_code == 0
     assert "continuing after epoch 1 of 20" in result.stderr
+
+
+PAGE = (ROOT / "book" / "howto_own_data.md").read_text(encoding="utf-8")
+
+
+def blocks(language):
+    return re.findall(rf"^```{language}\n(.*?)^```$", PAGE, flags=re.DOTALL | re.MULTILINE)
+
+
+def test_the_page_on_own_data_runs_as_printed(tmp_path, monkeypatch):
+    """With the small encoder and few epochs, as no other encoder can be had in a test."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "own.jsonl").write_text(blocks("json")[0])
+    (tmp_path / "new.txt").write_text(blocks("text")[0])
+    lines = blocks("json")[0].splitlines()
+    lines[6] = lines[6].replace('"subject": "Lumen Works"', '"subject": "Lumen Mill"')
+    (tmp_path / "broken.jsonl").write_text("\n".join(lines))
+    ran = []
+    for block in blocks("console"):
+        command, *printed = block.splitlines()
+        if not command.startswith("$ python -m lib.gplinker "):
+            continue
+        words = shlex.split(command.replace("--epochs 60", "--epochs 2"))[4:]
+        words = ["small" if word.startswith("models/") else word for word in words]
+        ran.append(words[0])
+        if len(ran) == 1:  # the first in a process of its own, as a reader starts it
+            result = start_module("lib.gplinker", *words, folder=tmp_path)
+            assert result.returncode == 0, result.stderr
+            assert printed[0] in result.stderr
+            continue
+        result = CliRunner().invoke(gplinker, words)
+        assert result.exit_code == (2 if printed[-1].startswith("Error") else 0), result.output
+        if words[0] == "evaluate":
+            assert result.stdout.splitlines()[0].split() == printed[0].split()
+        elif words[0] == "predict":
+            texts = [json.loads(line)["text"] for line in result.stdout.splitlines()]
+            assert texts == [json.loads(line)["text"] for line in printed]
+        else:
+            assert result.stderr.splitlines()[-1] == printed[-1]
+    assert ran == ["train", "predict", "evaluate", "train", "train"]
+    assert sorted(path.name for path in (tmp_path / "runs").iterdir()) == ["own"]
+
+
+def start_module(module, *words, folder):
+    return subprocess.run(
+        [sys.executable, "-m", module, *words],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
 
 
 def test_a_reader_that_stops_early_is_no_error(trained):
