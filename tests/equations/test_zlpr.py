@@ -124,6 +124,25 @@ def pair(s, y):
     return log(1 + sum(exp(v - w) for v in negatives(s, y) for w in positives(s, y)))
 
 
+@pytest.mark.equation(
+    "eq:zlpr-mass",
+    kind="definition",
+    source=OURS,
+    hypotheses="any n >= 1; an empty group has mass 0",
+    right=(mass_n, mass_p),
+    wrong={
+        "positives enter with their own sign": (mass_n, lambda s, y: mass_n(s, [1 - v for v in y]))
+    },
+)
+@given(cases())
+def test_masses_of_the_groups(form, check, case):
+    s, y = case
+    x, labels = tensor(s), torch.tensor(y, dtype=torch.bool)
+    low, high = form
+    check.equal(low(s, y), x[~labels].exp().sum())
+    check.equal(high(s, y), (-x[labels]).exp().sum())
+
+
 # ---------------------------------------------------------------- 1 what is carried over
 
 
@@ -1326,8 +1345,9 @@ def hinge_torch(s, y):
 )
 @pytest.mark.differs(
     "name-plateau",
-    source="public notebooks that expand ZLPR as “Zero-Loss Plateau Regularization”",
-    theirs="The loss has a plateau of value zero on which well classified samples rest.",
+    source="public notebooks",
+    theirs="ZLPR means “Zero-Loss Plateau Regularization”: a plateau of value zero on which well "
+    "classified samples rest.",
     ours="It is the zero-bounded log-sum-exp and pairwise rank-based loss; it is positive and "
     "strictly convex everywhere, so it has no plateau.",
 )
@@ -1618,7 +1638,7 @@ def minimiser_equation(s, law):
 )
 @pytest.mark.differs(
     "population-minimiser",
-    source="Su 2020 (kexue 7359); Su et al. 2022 (abstract)",
+    source="Su 2020 (kexue 7359)",
     theirs="Says nothing about what the scores estimate; code in use applies a sigmoid to them.",
     ours="Half the log-odds plus a term of competition; sigmoid(s) is no probability for n > 1.",
 )
@@ -1705,8 +1725,9 @@ def rivals_cut(m, number=float):
 )
 @pytest.mark.differs(
     "zero-is-half",
-    source="habit: s > 0 read as sigmoid(s) > 0.5 and that as a probability above one half",
-    theirs="The threshold 0 means that a label is more likely present than absent.",
+    source="common practice",
+    theirs="`sigmoid(s) > 0.5` read as a probability: the threshold 0 means that a "
+    "label is more likely present than absent.",
     ours="Among rivals it means less: 0.223 of the probability suffices against 100 of them.",
 )
 @pytest.mark.parametrize("m", [2, 3, 6])
@@ -1797,8 +1818,9 @@ def test_independent_labels(form, check, n, pi):
 )
 @pytest.mark.differs(
     "effective-temperature",
-    source="habit: sigmoid(s), or sigmoid(2s) as derived for soft labels (kexue 9064)",
-    theirs="One fixed link turns the score of a trained model into a probability.",
+    source="common practice",
+    theirs="One fixed link, `sigmoid(s)` or (from soft labels) `sigmoid(2 * s)`, turns "
+    "the score of a trained model into a probability.",
     ours="With hard, independent labels the factor runs from 1 to 2 as their number grows.",
 )
 def test_temperature_runs_from_one_to_two(form, check):
@@ -1999,7 +2021,7 @@ def quiet_case(score, dtype):
 )
 @pytest.mark.differs(
     "sparse-cancellation",
-    source="Su 2022 (kexue 8888); bert4keras, bert4torch and ports",
+    source="Su 2022 (kexue 8888)",
     theirs="The log-sum over the negatives is what remains when the positives are taken from all.",
     ours="In floating point nothing remains: from scores of 4 (bfloat16), 6.5 (float16) or 15 "
     "(float32) on, the gradient has the wrong sign. Mask the positives and sum the rest.",
@@ -2065,7 +2087,7 @@ def with_repeats(s, y, counts):
 )
 @pytest.mark.differs(
     "sparse-duplicates",
-    source="Su 2022 (kexue 8888); bert4keras",
+    source="bert4keras",
     theirs="A list of positive indices is reduced as it stands.",
     ours="An index given twice is counted twice, in both logarithms; ours counts it once.",
 )
@@ -2117,8 +2139,8 @@ def flattened(rows):
 )
 @pytest.mark.differs(
     "batch-flattened",
-    source="public PyTorch ports that index with a mask of the whole batch, (outputs[mask]).sum()",
-    theirs="One logarithm over all samples of the batch.",
+    source="PyTorch ports",
+    theirs="One logarithm over all samples, by `outputs[mask]` with a mask of the whole batch.",
     ours="One logarithm per sample; flattened, the batch shares one gradient mass below 1.",
 )
 @given(st.lists(cases(both=True), min_size=2, max_size=4))
@@ -2133,7 +2155,7 @@ def test_flattened_batch(form, check, rows):
 
 @pytest.mark.differs(
     "float-index",
-    source="Su 2022 (kexue 8888); bert4keras computes row * L + column in floatx",
+    source="bert4keras",
     theirs="A pair of positions becomes one flat index by floating-point arithmetic.",
     ours="Whole numbers end at 2**24 in float32 (L > 4096) and 2**11 in float16 (L > 45): int64.",
 )
@@ -2155,8 +2177,8 @@ def test_flat_index_in_floating_point(dtype, longest):
 
 @pytest.mark.differs(
     "mask-by-1e12",
-    source="Su 2020 (kexue 7359) and bert4torch: y_pred - y * 1e12",
-    theirs="The other group is removed by subtracting y times 10**12.",
+    source="Su 2020 (kexue 7359)",
+    theirs="The other group is removed by `y_pred - y * 1e12`; ports keep this.",
     ours="In float16 that constant is infinite and 0 times it is NaN; masks belong in `where`.",
 )
 def test_masking_by_a_large_constant():
@@ -2170,7 +2192,7 @@ def test_masking_by_a_large_constant():
 
 @pytest.mark.differs(
     "gold-on-mask",
-    source="published dense and sparse forms with -inf (or -1e12) padding",
+    source="bert4keras",
     theirs="A positive label on a masked cell gives an infinite loss, or NaN.",
     ours="It is refused with a sentence that says where the label lies.",
 )
@@ -2185,8 +2207,9 @@ def test_positive_on_a_masked_cell():
 
 @pytest.mark.differs(
     "class-zero-untrained",
-    source="bert4keras, sparse_multilabel_categorical_crossentropy(mask_zero=True)",
-    theirs="Index 0 is the filler; infinities replace its score, so class 0 is never trained.",
+    source="bert4keras",
+    theirs="With `mask_zero=True` index 0 is the filler and infinities replace its score: class 0 "
+    "is never trained.",
     ours="The filler is -1; every class is trained.",
 )
 def test_filler_index():
@@ -2207,8 +2230,9 @@ def test_filler_index():
 
 @pytest.mark.differs(
     "where-broadcast",
-    source="bert4keras between commits 20a4694 (2023-03-06) and f2652c8 (2023-03-13)",
-    theirs="The helper where(cond, x, y) began with y = broadcast_to(x): both branches were x.",
+    source="bert4keras",
+    theirs="From 20a4694 to f2652c8 (March 2023) `where(cond, x, y)` began with "
+    "`y = broadcast_to(x)`: both branches were x.",
     ours="A mask that changes nothing is caught by one test with a masked cell.",
 )
 def test_void_mask():
