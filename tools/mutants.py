@@ -72,7 +72,7 @@ MUTANTS = (
     _zlpr("~mask.gather(1, column), -inf)", "mask.gather(1, column) & False, -inf)"),
     _zlpr(" | (counts & (score == inf)).any(-1, keepdim=True)", ""),
     _zlpr(" | (tops[2] == inf)", ""),
-    _zlpr("bad = bad | (scores == inf).any(-1)", "bad = bad.clone()"),
+    _zlpr("bad | (scores == inf).any(-1, keepdim=True)", "bad"),
     _zlpr(".abs_().amax(-1) == 0", ".amax(-1) == 0", file="lib/_checks.py"),
     # finding the positives of a table
     _zlpr("words[word] * 8 + byte", "words[word] * 8"),

@@ -80,8 +80,8 @@ def zlpr_loss(
     depend on a value (``torch.compile``, ``torch.export``, ``make_fx``, ``torch.func`` transforms,
     CUDA graph capture), that NaN is what is returned.
 
-    A row whose cells all do not count has loss 0 and gradient 0. All derivatives exist: the
-    function can be differentiated twice and under ``torch.func``.
+    A row whose cells all do not count has loss 0 and gradient 0. Derivatives of any order exist,
+    by backward passes and under ``torch.func`` (forward mode too, but only there).
 
     Source: Su 2020 (kexue 7359); Su et al. 2022 (arXiv 2208.02955).
 
