@@ -148,7 +148,15 @@ def panels(count: int = 1, *, height: float = PANEL_HEIGHT_INCHES) -> tuple[Figu
     return figure, list(axes[:, 0])
 
 
-def label_line(axes: Axes, text: str, *, line: int = -1, at: float = 1.0, shift: float = 0) -> None:
+def label_line(
+    axes: Axes,
+    text: str,
+    *,
+    line: int = -1,
+    at: float = 1.0,
+    shift: float = 0,
+    left: bool = False,
+) -> None:
     """Write `text` beside a line, in the line's colour, in place of a legend.
 
     Parameters
@@ -163,6 +171,8 @@ def label_line(axes: Axes, text: str, *, line: int = -1, at: float = 1.0, shift:
         Where along the line's points, from 0 (first) to 1 (last).
     shift
         Vertical shift in points, to keep neighbours apart.
+    left
+        Write to the left of the point, not to the right.
 
     Raises
     ------
@@ -188,9 +198,10 @@ def label_line(axes: Axes, text: str, *, line: int = -1, at: float = 1.0, shift:
     axes.annotate(
         text,
         (xs[point], ys[point]),
-        xytext=(5, shift),
+        xytext=(-5 if left else 5, shift),
         textcoords="offset points",
         color=drawn.get_color(),
+        horizontalalignment="right" if left else "left",
         verticalalignment="center",
         annotation_clip=False,
     )

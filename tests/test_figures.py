@@ -135,6 +135,14 @@ def test_label_takes_the_colour_and_place_of_its_line():
     assert (note.get_color(), note.xy, note.get_position()) == ("#123456", (1, 6), (5, 3))
 
 
+def test_label_on_the_left():
+    _, (axes,) = figures.panels()
+    axes.plot([0, 1], [5, 6])
+    figures.label_line(axes, "here", left=True)
+    note = axes.texts[0]
+    assert (note.get_position(), note.get_horizontalalignment()) == ((-5, 0), "right")
+
+
 def test_label_refuses():
     _, (axes,) = figures.panels()
     with pytest.raises(ValueError, match="line: expected an index into 0 lines, got -1"):
