@@ -4,6 +4,7 @@ import errno
 import io
 import json
 import os
+import stat
 import subprocess
 import sys
 from pathlib import Path
@@ -140,22 +141,43 @@ def test_a_file_is_replaced_whole_or_not_at_all(tmp_path):
 
 
 def test_a_full_disk_is_named_even_if_torch_hides_it(tmp_path, monkeypatch):
-    """In the middle of a tensor torch.save raises a RuntimeError about file positions."""
-    room = 100_000
+    """Where a tensor finds no room but the end of the file does, torch raises a RuntimeError."""
+
+    disk = io.FileIO
 
     def write(self, data):
-        nonlocal room
-        room -= len(memoryview(data).cast("B"))
-        if room < 0:
+        if len(memoryview(data).cast("B")) > 10_000:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        return io.FileIO.write(self, data)
+        return disk.write(self, data)
 
-    full = type("FullDisk", (io.FileIO,), {"write": write})
+    full = type("FullDisk", (disk,), {"write": write})
     monkeypatch.setattr(records.io, "FileIO", full)
     state = {f"w{k}": torch.zeros(50, 100) for k in range(20)}
+    with pytest.raises(RuntimeError), io.BufferedWriter(full(tmp_path / "bare", "w")) as file:
+        torch.save(state, file)
+    (tmp_path / "bare").unlink()
     with pytest.raises(OSError, match="No space left on device"):
         write_atomically(tmp_path / "state.pt", lambda file: torch.save(state, file))
     assert list(tmp_path.iterdir()) == []
+
+
+def test_bytes_are_on_the_disk_before_they_take_the_place(tmp_path, monkeypatch):
+    """A power cut after the rename must not find an empty file: only the order can be tested."""
+    happened = []
+    sync, replace = os.fsync, os.replace
+
+    def fsync(number):
+        happened.append("sync folder" if stat.S_ISDIR(os.fstat(number).st_mode) else "sync file")
+        sync(number)
+
+    def rename(source, target):
+        happened.append(f"rename {Path(source).read_bytes()}")
+        replace(source, target)
+
+    monkeypatch.setattr(records.os, "fsync", fsync)
+    monkeypatch.setattr(records.os, "replace", rename)
+    write_atomically(tmp_path / "file", lambda file: file.write(b"all"))
+    assert happened == ["sync file", "rename b'all'", "sync folder"]
 
 
 def test_other_failures_of_the_writer_pass_through(tmp_path):

@@ -198,6 +198,46 @@ def test_training_ends_when_dev_stops_getting_better(tmp_path):
     assert len(curve) == curve.index(max(curve)) + 1 + 2 < 30
 
 
+def test_what_is_kept_scored_and_returned_is_the_best_epoch_not_the_last(
+    tmp_path, monkeypatch, undisturbed
+):
+    monkeypatch.setattr(_run, "_best_epoch", lambda epochs: min(2, len(epochs)))
+    model, record = run(tmp_path / "run")
+    assert record.best_epoch == 2
+    assert record.scores["dev"]["f1"] == record.curve("f1")[1] < record.curve("f1")[-1]
+    saved = Toy.load(tmp_path / "run" / "best").state_dict()
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(saved[name], tensor)
+    assert not torch.equal(model.head.weight, undisturbed[1].head.weight)
+
+
+def test_the_rates_follow_one_schedule_over_all_epochs(tmp_path, monkeypatch):
+    asked, used = [], []
+    factor, step = _run.learning_rate_factor, torch.optim.AdamW.step
+
+    def spy_factor(*args, **kwargs):
+        asked.append((args, factor(*args, **kwargs)))
+        return asked[-1][1]
+
+    def spy_step(self, *args, **kwargs):
+        used.append([group["lr"] for group in self.param_groups])
+        return step(self, *args, **kwargs)
+
+    monkeypatch.setattr(_run, "learning_rate_factor", spy_factor)
+    monkeypatch.setattr(torch.optim.AdamW, "step", spy_step)
+    run(tmp_path / "run", replace(SETTINGS, epochs=2, head_lr=0.5))
+    assert [args for args, _ in asked] == [(number, 20) for number in range(20)]
+    assert used == [[0.03 * share, 0.5 * share] for _, share in asked]
+
+
+def test_long_gradients_are_scaled_down(tmp_path, undisturbed):
+    """AdamW hardly sees the scale of a gradient, until its length is far below AdamW's epsilon."""
+    _, record = run(tmp_path / "run", replace(SETTINGS, epochs=2, clip=1e-14, weight_decay=0.0))
+    first, second = record.curve("train_loss")
+    assert second > 0.9 * first
+    assert undisturbed[2].curve("train_loss")[1] < 0.9 * first
+
+
 def test_of_equal_scores_the_least_loss_is_kept():
     epochs = [
         {"epoch": number, "dev": {"f1": f1}, "train_loss": loss}
@@ -303,12 +343,15 @@ def test_interrupted_in_an_epoch_it_ends_as_if_undisturbed(
 def test_interrupted_between_checkpoint_and_model_it_ends_as_if_undisturbed(
     tmp_path, monkeypatch, undisturbed
 ):
+    """At the last epoch that is the best so far: no later one writes the model again."""
+    epochs = undisturbed[2].epochs
+    last = sum(_run._best_epoch(epochs[:n]) == n for n in range(1, len(epochs) + 1))
     saves = 0
 
     def killed(self, folder):
         nonlocal saves
         saves += 1
-        if saves == 2:
+        if saves == last:
             raise KeyboardInterrupt
         return save(self, folder)
 
@@ -462,11 +505,11 @@ def test_machines_that_do_not_share_the_folder_are_told(interrupted, monkeypatch
 
 
 def test_two_processes_equal_one(tmp_path):
-    """37 sentences in batches of 4 leave a last batch of 1: one process idles in it."""
+    """In batches of 3 the shares are unequal; 37 leave one of 1, in which a process idles."""
     write_toy_data(tmp_path / "data")
     launch = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
     launch += ["--main_process_port", "0"]
-    arguments = [*launch, *command(tmp_path / "two", "--dropout", "0")]
+    arguments = [*launch, *command(tmp_path / "two", "--dropout", "0", "--batch-size", "3")]
     both = start(arguments, CUDA_VISIBLE_DEVICES="")
     assert both.returncode == 0, both.stderr
     two = read_record(tmp_path / "two" / "record.json")
@@ -478,7 +521,11 @@ def test_two_processes_equal_one(tmp_path):
 
     corpus = load_corpus(str(tmp_path / "data"))
     model, one = run(
-        tmp_path / "one", corpus=corpus, dropout=0.0, options={"encoder": "toy", "dropout": 0.0}
+        tmp_path / "one",
+        replace(SETTINGS, batch_size=3),
+        corpus=corpus,
+        dropout=0.0,
+        options={"encoder": "toy", "dropout": 0.0},
     )
     assert two.curve("f1") == one.curve("f1")
     assert two.scores == one.scores
