@@ -292,8 +292,8 @@ class TestDecoding:
         with pytest.raises(ValueError, match="max_spans: expected at least 1, got 0"):
             decode_tables(*perfect_scores([triple], 3, 1), max_spans=0)
         below = perfect_scores([triple], 3, 1)
-        below.entities[1, 2, 0] = 0.5
-        with pytest.raises(ValueError, match=r"no object below the diagonal, got cell \(2, 0\)"):
+        below.entities[1, 2, 1] = 0.5  # right below it, the nearest miss
+        with pytest.raises(ValueError, match=r"no object below the diagonal, got cell \(2, 1\)"):
             decode_tables(*below)
         for kind, cell, message in (
             (0, (0, 2, 0), "entity_scores: expected numbers, got NaN among the subjects"),

@@ -482,7 +482,10 @@ def test_bad_values_become_nan_where_none_can_raise():
     mask = torch.ones(4, 3, dtype=torch.bool)
     mask[1, 0] = False
     expected = [False, True, False, False]
-    bad = [(logits, soft, None), (low, ok, None), (high, ok, None), (logits, ok, mask)]
+    top = logits.clone()
+    top[1, 0] = INF
+    bad = [(scores_, ok, None) for scores_ in (low, high, top)]
+    bad += [(logits, soft, None), (logits, ok, mask)]
     for scores_, targets, keep in bad:
 
         def loss(s, y=targets, m=keep):
