@@ -325,7 +325,7 @@ def decode_scores(tables, combine=min):
 
 @pytest.mark.differs(
     "gplinker-sum-not-decoded",
-    source="kexue 8888",
+    source="Su 2022 (kexue 8888)",
     theirs="a triple is scored by the sum of four table entries and accepted when the sum is "
     "positive",
     ours="each of the four entries must be positive: the minimum decides, as in the source's own "
@@ -410,7 +410,7 @@ def targets_with_triangular_links(triples, length, relations):
 
 @pytest.mark.differs(
     "gplinker-negative-components",
-    source="kexue 8888",
+    source="Su 2022 (kexue 8888)",
     theirs="for every quintuple that is not gold, each of the four component scores is to be "
     "negative",
     ours="a cell is negative when no gold triple uses it: quintuples share cells, so the literal "
@@ -1300,8 +1300,8 @@ def without_the_filler(scores, positives):
 
 @pytest.mark.differs(
     "gplinker-mask-zero",
-    source="kexue 8888 / bert4keras",
-    theirs="index 0 pads the lists of positives and is masked out of the loss: the cell "
+    source="bert4keras",
+    theirs="with mask_zero, index 0 pads the lists of positives and is masked out of the loss: the cell "
     "([CLS], [CLS]) is never trained, not even as a negative",
     ours="padding is -1, which is no cell; every valid cell is trained",
 )
@@ -1356,10 +1356,10 @@ FORMATS = {torch.float16: 11, torch.bfloat16: 8, torch.float32: 24}
 
 @pytest.mark.differs(
     "gplinker-float-index",
-    source="kexue 8888 / bert4keras",
-    theirs="the flat index i L + j is computed in the floating-point type of the scores",
+    source="bert4keras",
+    theirs="the flat index $iL+j$ is computed in the floating-point type of the scores",
     ours="indices are whole numbers (int64): a float with p significant bits confuses cells as "
-    "soon as the index exceeds 2^p",
+    "soon as the index exceeds $2^p$",
 )
 @pytest.mark.equation(
     "eq:gplinker-float-index",
