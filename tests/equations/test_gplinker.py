@@ -1301,8 +1301,8 @@ def without_the_filler(scores, positives):
 @pytest.mark.differs(
     "gplinker-mask-zero",
     source="bert4keras",
-    theirs="with mask_zero, index 0 pads the lists of positives and is masked out of the loss: the cell "
-    "([CLS], [CLS]) is never trained, not even as a negative",
+    theirs="with mask_zero, index 0 pads the lists of positives and is masked out of the loss: the "
+    "cell ([CLS], [CLS]) is never trained, not even as a negative",
     ours="padding is -1, which is no cell; every valid cell is trained",
 )
 @pytest.mark.equation(
