@@ -11,7 +11,7 @@ SITE   := _build/html
 export OMP_NUM_THREADS := 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: book test test-other-cpu notebooks lint lock clean
+.PHONY: book test test-other-cpu notebooks lint mutants lock clean
 
 book: $(READY) _build/.fresh
 	$(BIN)/python tools/notebooks.py --check
@@ -52,6 +52,10 @@ _build/.fresh: $(READY) $(shell find lib book/_ext tools -name '*.py') _config.y
 	rm -rf _build
 	mkdir -p _build
 	touch $@
+
+# Break lib in many small ways, one at a time: the tests must catch each (about five minutes).
+mutants: $(READY)
+	$(BIN)/python -m tools.mutants
 
 # Resolve requirements.in anew. "+cpu" names one build of PyTorch: readers may want another.
 lock: requirements.in
