@@ -68,8 +68,7 @@ class Check:
         self.measured.margin = min(math.inf if seen is None else seen, float(gaps[place]))
         assert gaps[place] >= -slack, (
             f"not at most: {_show(left.flat[place])} > {_show(right.flat[place])} "
-            f"(slack {slack:.3g}) "
-            f"at {_where(place, left)}"
+            f"by {-gaps[place]:.3g} (slack {slack:.3g}) at {_where(place, left)}"
         )
 
     def rate(self, steps: Any, errors: Any, order: float, within: float = 0.1) -> None:
