@@ -1,16 +1,19 @@
-"""Sphinx extension of the book: MathJax from the site itself, no unused scripts, versions."""
+"""Sphinx extension of the book: numbers of chapters, MathJax from the site itself, versions."""
 
 import platform
+import re
 import shutil
 from importlib.metadata import files, version
 from pathlib import Path
 
 from docutils import nodes
+from sphinx.environment.collectors.toctree import TocTreeCollector
 from sphinx.util.docutils import SphinxDirective
 from sphinx_codeautolink.extension.block import CodeBlockAnalyser
 
 MATHJAX_MAIN = "tex-chtml-full.js"
 MATHJAX_KEPT = (MATHJAX_MAIN, "output/chtml/fonts/woff-v2/")
+CHAPTER = re.compile(r"(\d\d)_")
 SHOWN = ("torch", "numpy", "transformers", "matplotlib", "jupyter-book", "Sphinx")
 
 
@@ -26,6 +29,29 @@ class Versions(SphinxDirective):
         ):
             listed += nodes.list_item("", nodes.paragraph("", f"{name} {number}"))
         return [listed]
+
+
+def number_by_name(app, config):
+    """Give chapter book/NN_name the number NN, whichever chapters stand before it.
+
+    Numbers of chapters and equations then stay when a chapter comes in between.
+    """
+    assign = TocTreeCollector.assign_section_numbers  # by now sphinx-multitoc-numbering's
+
+    def assign_and_name(collector, env):
+        changed = assign(collector, env)
+        for page, numbers in env.toc_secnumbers.items():
+            if not (named := CHAPTER.match(Path(page).name)):
+                continue
+            chapter = int(named[1])
+            for anchor, number in numbers.items():
+                numbers[anchor] = number and (chapter, *number[1:])
+            for node in (env.titles[page], *env.tocs[page].findall(nodes.reference)):
+                if node.get("secnumber"):
+                    node["secnumber"] = [chapter, *node["secnumber"][1:]]
+        return changed
+
+    TocTreeCollector.assign_section_numbers = assign_and_name
 
 
 def use_local_mathjax(app, config):
@@ -77,6 +103,7 @@ def setup(app):
     # sphinx-exercise, which have none.
     CodeBlockAnalyser.depart_section = leave_section
     app.add_directive("book-versions", Versions)
+    app.connect("config-inited", number_by_name)
     app.connect("config-inited", use_local_mathjax)
     app.connect("config-inited", leave_out_sources)
     app.connect("build-finished", copy_mathjax)
