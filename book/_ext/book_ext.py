@@ -91,6 +91,12 @@ def drop_thebe(app, pagename, templatename, context, doctree):
     ]
 
 
+def name_roles(app, pagename, templatename, context, doctree):
+    """Call entries of a list list items: docutils gives them a role that ARIA has given up."""
+    if "body" in context:
+        context["body"] = context["body"].replace('role="doc-biblioentry"', 'role="listitem"')
+
+
 def leave_section(self, node):
     """Forget a section's title, if it had one: exercises are sections without."""
     if any(isinstance(child, nodes.title) for child in node.children) and self.title_stack:
@@ -108,4 +114,5 @@ def setup(app):
     app.connect("config-inited", leave_out_sources)
     app.connect("build-finished", copy_mathjax)
     app.connect("html-page-context", drop_thebe, priority=900)
+    app.connect("html-page-context", name_roles)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
