@@ -12,3 +12,6 @@ def pytest_collectstart(collector):
     """Compare what cells print and typeset, not pictures: fonts and versions redraw those."""
     if getattr(collector, "skip_compare", None) is not None:
         collector.skip_compare += ("image/svg+xml",)
+        # What covers the library is its tests. Where coverage is measured, nbval would start it in
+        # each kernel too, and wait there for an answer that does not come.
+        collector.config.option.cov_source = None

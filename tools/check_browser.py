@@ -15,6 +15,7 @@ import http.server
 import shutil
 import sys
 import threading
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -83,8 +84,22 @@ def look(page: Page, url: str, pictures: Path | None) -> tuple[list[str], int]:
     return found, formulas
 
 
-def check(site: Path, browser_path: str, pictures: Path | None) -> list[str]:
-    """Return what is wrong with the pages under ``site``, one line each."""
+def pages(site: Path) -> list[str]:
+    """Return the addresses of the book's pages, longest first, without Sphinx's own."""
+    found = [
+        path
+        for path in site.rglob("*.html")
+        if not any(part.startswith("_") for part in path.relative_to(site).parts)
+        and path.name not in ("genindex.html", "py-modindex.html", "search.html")
+    ]
+    found.sort(key=lambda path: (-path.stat().st_size, path))
+    return [path.relative_to(site).as_posix() for path in found]
+
+
+def check(
+    site: Path, browser_path: str, pictures: Path | None, names: list[str]
+) -> tuple[list[str], int]:
+    """Open pages and return what is wrong with them, one line each, and their formulas' number."""
 
     class Quiet(http.server.SimpleHTTPRequestHandler):
         def log_message(self, *args: Any) -> None:
@@ -94,13 +109,6 @@ def check(site: Path, browser_path: str, pictures: Path | None) -> list[str]:
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     home = f"http://127.0.0.1:{server.server_port}/"
-    names = sorted(
-        path.relative_to(site).as_posix()
-        for path in site.rglob("*.html")
-        # Sphinx's own pages: sources, index, search.
-        if not any(part.startswith("_") for part in path.relative_to(site).parts)
-        and path.name not in ("genindex.html", "py-modindex.html", "search.html")
-    )
     found: list[str] = []
     total = 0
     with sync_playwright() as play:
@@ -126,8 +134,7 @@ def check(site: Path, browser_path: str, pictures: Path | None) -> list[str]:
             found += [f"{name}: {line}" for line in [*here, *lines]]
         browser.close()
     server.shutdown()
-    print(f"{len(names)} pages opened, {total} formulas, {len(found)} findings")
-    return found
+    return found, total
 
 
 def main() -> int:
@@ -135,6 +142,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="Open the built pages in Chromium and check them.")
     parser.add_argument("site", type=Path)
     parser.add_argument("--pictures", type=Path, help="folder for pictures of every page")
+    parser.add_argument("--jobs", type=int, default=2, help="browsers at once")
     args = parser.parse_args()
     browser = next((path for name in BROWSERS if (path := shutil.which(name))), None)
     if browser is None:
@@ -142,7 +150,14 @@ def main() -> int:
         return 0
     if args.pictures:
         args.pictures.mkdir(parents=True, exist_ok=True)
-    found = check(args.site, browser, args.pictures)
+    names = pages(args.site)
+    shares = [names[k :: args.jobs] for k in range(args.jobs)]
+    with ProcessPoolExecutor(args.jobs) as pool:
+        look_at = functools.partial(check, args.site, browser, args.pictures)
+        results = list(pool.map(look_at, shares))
+    found = sorted(line for lines, _ in results for line in lines)
+    formulas = sum(count for _, count in results)
+    print(f"{len(names)} pages opened, {formulas} formulas, {len(found)} findings")
     print("\n".join(found) or "no request leaves, no console error, nothing wider than a phone")
     return int(bool(found))
 
