@@ -37,7 +37,7 @@ class Workload:
     positives: int
     level: float = 0.0  # positives around +level, negatives around -level
     padding: float = 0.0  # this share of the cells of each row, at its end, is at -inf
-    rounds: int = 11
+    rounds: int = 31
 
 
 WORKLOADS = (
