@@ -7,9 +7,9 @@ from importlib.metadata import files, version
 from pathlib import Path
 
 from docutils import nodes
-from sphinx.environment.collectors.toctree import TocTreeCollector
 from sphinx.util.docutils import SphinxDirective
 from sphinx_codeautolink.extension.block import CodeBlockAnalyser
+from sphinx_external_toc.collectors import TocTreeCollectorWithStyles
 
 MATHJAX_MAIN = "tex-chtml-full.js"
 MATHJAX_KEPT = (MATHJAX_MAIN, "output/chtml/fonts/woff-v2/")
@@ -36,7 +36,7 @@ def number_by_name(app, config):
 
     Numbers of chapters and equations then stay when a chapter comes in between.
     """
-    assign = TocTreeCollector.assign_section_numbers  # by now sphinx-multitoc-numbering's
+    assign = TocTreeCollectorWithStyles.assign_section_numbers
 
     def assign_and_name(collector, env):
         changed = assign(collector, env)
@@ -51,7 +51,7 @@ def number_by_name(app, config):
                     node["secnumber"] = [chapter, *node["secnumber"][1:]]
         return changed
 
-    TocTreeCollector.assign_section_numbers = assign_and_name
+    TocTreeCollectorWithStyles.assign_section_numbers = assign_and_name
 
 
 def use_local_mathjax(app, config):
