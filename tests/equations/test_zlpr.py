@@ -458,11 +458,10 @@ def log_newton(s, k):
     "newton-unstable",
     source="Su 2020 (kexue 7359)",
     theirs="Computes Z_k by Newton's identities and does not mention their numerical behaviour.",
-    ours="On 200 random scores no digit of float64 is left at k = 15; the recursion keeps 13.",
+    ours="The terms cancel, on 200 random scores down to the last digit; the recursion only adds.",
 )
 def test_recursion_keeps_its_digits(form, check):
     s = (3 * np.random.default_rng(1).normal(size=200)).tolist()
-    exact = mp.mpf(1)
     polynomial = [mp.mpf(1)] + [mp.mpf(0)] * 20
     for value in s:
         weight = mp.exp(mp.mpf(value))
