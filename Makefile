@@ -11,7 +11,7 @@ SITE   := _build/html
 export OMP_NUM_THREADS := 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: book test test-other-cpu notebooks lint mutants lock clean
+.PHONY: book test test-other-cpu notebooks runs lint mutants lock clean
 
 book: $(READY) _build/.fresh
 	$(BIN)/python tools/notebooks.py --check
@@ -33,6 +33,10 @@ test-other-cpu: $(READY)
 # Run the chapters and store their outputs beside the text they were made from.
 notebooks: $(READY)
 	$(BIN)/python tools/notebooks.py --jobs $(JOBS)
+
+# Make a stored run record anew: make runs RUN=soft_zlpr writes book/runs/soft_zlpr*.json.
+runs: $(READY)
+	$(BIN)/python -m tools.runs.$(RUN)
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -15,6 +15,7 @@ from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 __all__ = [
     "Reduction",
+    "check_classes",
     "check_indices",
     "check_labels",
     "check_logits",
@@ -112,6 +113,23 @@ def check_indices(name: str, indices: Tensor, logits: Tensor) -> None:
         raise ValueError(
             f"{name} must have the leading dimensions of logits, expected shape ({lead}K), "
             f"got {tuple(indices.shape)}"
+        )
+
+
+def check_classes(name: str, classes: Tensor, logits: Tensor) -> None:
+    """Raise unless ``classes`` is int64 with one entry per row of ``logits``, on their device.
+
+    Shape ``(...)`` for logits ``(..., C)``. Values are the caller's to check: what counts as one
+    (an index to ignore, say) differs.
+    """
+    _check_tensor(name, classes)
+    if classes.dtype != torch.int64:
+        raise TypeError(f"{name} must have dtype torch.int64, got {classes.dtype}")
+    _check_device(name, classes, logits)
+    if classes.shape != logits.shape[:-1]:
+        raise ValueError(
+            f"{name} must have the leading dimensions of logits, expected shape "
+            f"{tuple(logits.shape[:-1])}, got {tuple(classes.shape)}"
         )
 
 

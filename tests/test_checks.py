@@ -94,6 +94,31 @@ def test_indices_must_be_on_the_device():
         _checks.check_indices("positives", there, LOGITS)
 
 
+def test_classes_must_be_a_tensor():
+    with raises(TypeError, "targets must be a torch.Tensor, got list"):
+        _checks.check_classes("targets", [0, 1], LOGITS)
+
+
+def test_classes_must_be_int64():
+    with raises(TypeError, "targets must have dtype torch.int64, got torch.int32"):
+        _checks.check_classes("targets", torch.zeros(2, 3, dtype=torch.int32), LOGITS)
+
+
+@pytest.mark.parametrize("shape", [(2,), (2, 3, 1), (3, 2), ()])
+def test_classes_must_have_the_leading_dimensions(shape):
+    message = (
+        f"targets must have the leading dimensions of logits, expected shape (2, 3), got {shape}"
+    )
+    with raises(ValueError, message):
+        _checks.check_classes("targets", torch.zeros(shape, dtype=torch.int64), LOGITS)
+
+
+def test_classes_must_be_on_the_device():
+    classes = torch.zeros(2, 3, dtype=torch.int64, device="meta")
+    with raises(ValueError, "targets must be on the device of logits, expected cpu, got meta"):
+        _checks.check_classes("targets", classes, LOGITS)
+
+
 def test_no_mask_stays_none():
     assert _checks.check_mask(None, LOGITS) is None
 
