@@ -6,7 +6,11 @@ input in four dtypes, trained scores whose loss is nearly zero, scores at the en
 empty and full sets, ties, repeated and padded labels, cells that do not count, odd shapes, memory
 out of order, and input that must be refused.
 
-``python -m tests.battery`` prints the table of losses and cases; ``tests/test_zlpr.py`` asserts it.
+A loss of soft labels meets the same cases again with targets between 0 and 1, of four kinds, and
+its gradient with respect to the targets is looked at too.
+
+``python -m tests.battery`` prints the tables of losses and cases; ``tests/test_zlpr.py`` and
+``tests/test_soft_zlpr.py`` assert them.
 """
 
 import importlib.util
@@ -20,15 +24,20 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
+from lib.soft_zlpr import soft_zlpr_loss
 from lib.zlpr import sparse_zlpr_loss, zlpr_loss
 
 INF = math.inf
 Row = tuple[float, list[float]]
+Parts = tuple[list[float], list[float], list[float], list[float]]
 
 
 @dataclass(frozen=True)
 class Case:
-    """Logits as the loss gets them, the true targets, and whether the input must be refused."""
+    """Logits as the loss gets them, the true targets, and whether the input must be refused.
+
+    Targets are bool, or numbers in [0, 1] for losses of soft labels.
+    """
 
     name: str
     logits: Tensor
@@ -56,13 +65,18 @@ class Loss:
     ``call(logits, labels, mask, reduction)``; ``labels(case)``; ``row(scores, targets)`` gives
     value and gradient of one row of counting cells in float64. ``masks`` says whether the loss
     takes a mask at all: one that does not gets minus infinity in those cells, its usual stand-in.
+
+    A loss of soft labels has two groups over the same cells. ``parts(scores, targets)`` gives, for
+    each cell, what the positive and the negative group contribute to the gradient of the logits and
+    to that of the targets; both gradients are differences, so rounding is relative to the parts.
     """
 
     name: str
     call: Callable[[Tensor, Tensor, Tensor | None, str], Tensor]
     labels: Callable[[Case], Tensor]
-    row: Callable[[Sequence[float], Sequence[bool]], Row]
+    row: Callable[[Sequence[float], Sequence[float]], Row]
     masks: bool = True
+    parts: Callable[[Sequence[float], Sequence[float]], Parts] | None = None
 
 
 @dataclass
@@ -104,6 +118,37 @@ def zlpr_row(scores: Sequence[float], targets: Sequence[bool]) -> Row:
     return negative + positive, [-next(up) if y else next(down) for y in targets]
 
 
+def soft_parts(scores: Sequence[float], targets: Sequence[float]) -> Parts:
+    """Gradient parts of the soft loss: of the logits, then of the targets."""
+    (_, lift, down), (_, press, up) = _soft_groups(scores, targets)
+    return lift, press, down, up
+
+
+def soft_row(scores: Sequence[float], targets: Sequence[float]) -> Row:
+    """Loss and gradient of one row of the soft loss by its definition, one term after the other."""
+    (positive, lift, _), (negative, press, _) = _soft_groups(scores, targets)
+    return positive + negative, [b - a for a, b in zip(lift, press, strict=True)]
+
+
+def _soft_groups(
+    scores: Sequence[float], targets: Sequence[float]
+) -> list[tuple[float, list[float], list[float]]]:
+    """Logarithm of the positive and of the negative group; each term's share of it, and its power.
+
+    The weights multiply: beside a score of 1e38 even float64 has no digit left for their logarithm.
+    """
+    found = []
+    for sign, weights in ((-1, targets), (1, [1 - t for t in targets])):
+        top = max([0.0, *(sign * s for s, w in zip(scores, weights, strict=True) if w > 0)])
+        powers = [math.exp(min(sign * s - top, 700.0)) for s in scores]
+        terms = [w * p if w > 0 else 0.0 for w, p in zip(weights, powers, strict=True)]
+        total = math.fsum(terms)
+        whole = math.exp(-top) + total
+        value = math.log1p(total) if top == 0 else top + math.log(whole)
+        found.append((value, [t / whole for t in terms], [p / whole for p in powers]))
+    return found
+
+
 def reference(loss: Loss, case: Case) -> tuple[Tensor, Tensor]:
     """Value per position and gradient of each cell, float64."""
     classes = case.logits.shape[-1]
@@ -132,6 +177,8 @@ def meet(loss: Loss, case: Case) -> Outcome:
     if mask is not None and not loss.masks:
         logits, mask = leaf.masked_fill(~mask, -INF), None
     labels = loss.labels(case)
+    if loss.parts is not None:
+        labels = labels.detach().requires_grad_()
     try:
         values = loss.call(logits, labels, mask, "none")
     except ValueError as error:
@@ -146,10 +193,13 @@ def meet(loss: Loss, case: Case) -> Outcome:
     true, cells = reference(loss, case)
     scale = upstream.to(torch.float64).unsqueeze(-1)
     error, slope_error = (values.detach() - true).abs(), (gradient - cells * scale).abs()
+    tolerance = gradient_tolerance(case, cells * scale)
+    if loss.parts is not None:
+        tolerance, *wanted = soft_tolerance(loss, case, upstream, labels.dtype)
     outcome = Outcome(
         "right",
         _largest(error / value_tolerance(case, values, true)),
-        _largest(slope_error / gradient_tolerance(case, cells * scale)),
+        _largest(slope_error / tolerance),
     )
     if max(outcome.value_error, outcome.gradient_error) > 1:
         coarse = bool((error <= 0.01 * true.clamp(min=1)).all())
@@ -157,6 +207,9 @@ def meet(loss: Loss, case: Case) -> Outcome:
         outcome.verdict = "inexact" if coarse else "wrong"
     if bool((gradient[~case.counting()] != 0).any()):
         outcome.notes.append("gradient on a cell that does not count")
+    if loss.parts is not None:
+        (slopes,) = torch.autograd.grad(values, labels, upstream, retain_graph=True)
+        outcome.notes += _target_gradient(slopes, *wanted)
     outcome.notes += _reductions(loss, logits, leaf, labels, mask, values)
     if outcome.notes:
         outcome.verdict = "wrong"
@@ -188,6 +241,51 @@ def gradient_tolerance(case: Case, true: Tensor) -> Tensor:
     floor = max(computed.tiny, given.smallest_normal * given.eps)
     rounding = given.eps / 2 if given.eps > computed.eps else 0.0
     return (units * computed.eps + rounding) * true.abs() + floor
+
+
+def soft_tolerance(
+    loss: Loss, case: Case, upstream: Tensor, dtype: torch.dtype
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Tolerance of the logits' gradient; gradient of the targets, of this dtype, and its tolerance.
+
+    A term ``w exp(x)`` is ``exp(x + log w)``: rounding ``x`` costs ``|x|`` units, which is up to
+    ``|log w|`` more than the depth of the term itself.
+    """
+    classes = case.logits.shape[-1]
+    scores = case.logits.detach().to(torch.float64).reshape(-1, classes).cpu()
+    targets = case.targets.detach().to(torch.float64).reshape(-1, classes).cpu()
+    counts = case.counting().reshape(-1, classes).cpu()
+    parts = torch.zeros(4, *scores.shape, dtype=torch.float64)
+    for i in range(len(scores)):
+        kept = counts[i]
+        assert loss.parts is not None
+        found = loss.parts(scores[i][kept].tolist(), targets[i][kept].tolist())
+        parts[:, i, kept] = torch.tensor(found, dtype=torch.float64)
+    parts = parts.reshape(4, *case.logits.shape).to(case.logits.device)
+    weights = torch.stack([case.targets, 1 - case.targets]).to(torch.float64)
+    scale = upstream.to(torch.float64).unsqueeze(-1).abs()
+    computed = torch.finfo(torch.promote_types(case.logits.dtype, torch.float32))
+    more = -torch.log(weights.clamp(min=computed.tiny)) * computed.eps * parts[:2] * scale
+    rows = (more + gradient_tolerance(case, parts[:2] * scale)).sum(0)
+    signed = (parts[2] - parts[3]) * upstream.to(torch.float64).unsqueeze(-1)
+    depth = parts[2:].clamp(min=computed.tiny).log().abs() + 4 + math.log2(classes) / 2
+    steps = (depth * computed.eps * parts[2:]).sum(0) * scale
+    own = torch.finfo(dtype)
+    return rows, signed, steps + own.eps * signed.abs() + max(own.tiny, computed.tiny)
+
+
+def _target_gradient(slopes: Tensor, true: Tensor, tolerance: Tensor) -> list[str]:
+    """Say what is wrong with a gradient of targets.
+
+    Where the true one leaves the range of the dtype, large and finite with the right sign will do.
+    """
+    if not slopes.isfinite().all():
+        return ["the gradient of the targets is not finite"]
+    limit = 1e-6 * torch.finfo(slopes.dtype).max
+    beyond = true.abs() > limit
+    right = (slopes - true).abs() <= tolerance
+    right |= beyond & (slopes * true.sign() >= limit * 0.9)
+    return [] if right.all() else ["the gradient of the targets is wrong"]
 
 
 def _largest(errors: Tensor) -> float:
@@ -223,6 +321,42 @@ def cases() -> Iterator[Case]:
     yield from _not_counting()
     yield from _shapes()
     yield from _refused()
+
+
+KINDS = ("0/1", "0.05/0.95", "0/0.9", "0.5", "any", "tiny")
+
+
+def soft_cases() -> Iterator[Case]:
+    """Yield every case again with soft targets of each kind, in the dtype of its logits."""
+    for case in cases():
+        for kind in KINDS:
+            if case.logits.numel() > 50_000 and kind not in ("0.05/0.95", "any"):
+                continue  # the reference takes one cell after the other
+            soft = _soften(case, kind)
+            yield replace(case, name=f"{case.name}; targets {kind}", targets=soft)
+
+
+def _soften(case: Case, kind: str) -> Tensor:
+    """Targets of a kind; 0 in cells that do not count, unless the case is that they are not."""
+    hard = case.targets
+    generator = torch.Generator().manual_seed(9)
+    some = torch.rand(hard.shape, generator=generator, dtype=torch.float64)
+    low, high = {
+        "0/1": (0.0, 1.0),
+        "0.05/0.95": (0.05, 0.95),
+        "0/0.9": (0.0, 0.9),
+        "0.5": (0.5, 0.5),
+        "any": (some, some),
+        # Down to the smallest normal number of the dtype, and up to the last one below 1.
+        "tiny": (
+            torch.exp(some * math.log(torch.finfo(case.logits.dtype).tiny)),
+            1 - torch.finfo(case.logits.dtype).eps / 2,
+        ),
+    }[kind]
+    low, high = (torch.as_tensor(v, dtype=torch.float64).expand(hard.shape) for v in (low, high))
+    soft = torch.where(hard, high, low).to(case.logits.dtype)
+    keep = case.counting() | hard if case.refused else case.counting()
+    return soft.masked_fill(~keep, 0)
 
 
 def _random(
@@ -397,6 +531,13 @@ SPARSE = Loss(
     zlpr_row,
 )
 OURS = (DENSE, DENSE_FLOAT, SPARSE)
+SOFT = Loss(
+    "soft_zlpr_loss",
+    lambda logits, labels, mask, how: soft_zlpr_loss(logits, labels, mask=mask, reduction=how),
+    lambda case: case.targets,
+    soft_row,
+    parts=soft_parts,
+)
 
 
 def bert4torch_losses() -> ModuleType | None:
@@ -416,8 +557,12 @@ def bert4torch_losses() -> ModuleType | None:
     return module
 
 
-def peers() -> list[Loss]:
-    """Return the published losses that are installed, called as their documentation says."""
+def peers(*, soft: bool = False) -> list[Loss]:
+    """Return the published losses that are installed, called as their documentation says.
+
+    With soft targets the dense form is called against its documentation, which wants 0 and 1; it
+    accepts them, and a search for the soft loss ends at it.
+    """
     module = bert4torch_losses()
     if module is None:
         return []
@@ -437,6 +582,8 @@ def peers() -> list[Loss]:
         filler = torch.zeros_like(logits[..., :1])
         return _reduced(sparse(torch.cat([filler, logits], -1), labels + 1), how)
 
+    if soft:
+        return [Loss("bert4torch dense", dense_call, SOFT.labels, soft_row, masks=False)]
     return [
         Loss("bert4torch dense", dense_call, DENSE_FLOAT.labels, zlpr_row, masks=False),
         Loss("bert4torch sparse", sparse_call, listed, zlpr_row, masks=False),
@@ -449,11 +596,16 @@ def _reduced(values: Tensor, how: str) -> Tensor:
 
 def main() -> int:
     """Print losses by cases; the exit status says whether one of ours was anything but right."""
-    losses = [*OURS, *peers()]
-    if len(losses) == len(OURS):
+    hard = _table(OURS, peers(), list(cases()))
+    print()
+    return max(hard, _table((SOFT,), peers(soft=True), list(soft_cases())))
+
+
+def _table(ours: Sequence[Loss], others: Sequence[Loss], everything: list[Case]) -> int:
+    losses = [*ours, *others]
+    if not others:
         print("bert4torch is not installed: only this library's losses are shown")
     counts: dict[str, Counter[str]] = {loss.name: Counter() for loss in losses}
-    everything = list(cases())
     width = max(len(case.name) for case in everything)
     print(f"{'case':{width}}", *(f"{loss.name:>{max(11, len(loss.name))}}" for loss in losses))
     for case in everything:
@@ -466,8 +618,7 @@ def main() -> int:
     for name, count in counts.items():
         rest = ", ".join(f"{number} {verdict}" for verdict, number in sorted(count.items()))
         print(f"{name}: {count['wrong']} wrong, {count['non-finite']} non-finite ({rest})")
-    ours = (counts[loss.name] for loss in OURS)
-    return int(any(count["right"] != len(everything) for count in ours))
+    return int(any(counts[loss.name]["right"] != len(everything) for loss in ours))
 
 
 if __name__ == "__main__":

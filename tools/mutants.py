@@ -57,7 +57,7 @@ MUTANTS = (
     ),
     _zlpr("column = positives.sort(-1).values", "column = positives"),
     _zlpr("return top.masked_fill(top == -inf, 0)", "return top"),
-    _zlpr("cells.sub_(_shift(top)).mul_(_LOG2_E)", "cells.mul_(_LOG2_E).sub_(_shift(top))"),
+    _zlpr("cells.sub_(_shift(top)).mul_(LOG2_E)", "cells.mul_(LOG2_E).sub_(_shift(top))"),
     _zlpr("cells.copy_(positive).sub_(0.5)", "cells.copy_(positive).sub_(0.0)"),
     _zlpr(".mul_(factors[0, part]).sub_(pull)", ".mul_(factors[0, part]).add_(pull)"),
     _zlpr(

@@ -11,16 +11,27 @@ __all__ = ["refuse"]
 
 
 def refuse(
-    name: str, logits: Tensor, labels: Tensor, mask: Tensor | None, *, listed: bool
+    name: str,
+    logits: Tensor,
+    labels: Tensor,
+    mask: Tensor | None,
+    *,
+    listed: bool = False,
+    soft: bool = False,
 ) -> NoReturn:
     """Raise for the first bad value of arguments among which there is one.
 
-    ``labels`` are what the caller calls ``name``: a table of targets, or lists of classes.
+    ``labels`` are what the caller calls ``name``: a table of targets, or lists of classes. Targets
+    are zeros and ones or, if ``soft``, anything between.
     """
+    what = "a target above 0" if soft else "a positive"
     classes = logits.shape[-1]
     if listed:
         bad = (labels < -1) | (labels >= classes)
         rule = f"be classes in [0, {classes}) or -1 as filler"
+    elif soft:
+        bad = ~((labels >= 0) & (labels <= 1))
+        rule = "lie in [0, 1]"
     else:
         bad = (labels != 0) & (labels != 1)
         rule = "hold only 0 and 1"
@@ -39,10 +50,10 @@ def refuse(
         clash = positive & (values == forbidden)
         if clash.any():
             at = _checks.first_true(clash)
-            label = int(labels[at])
-            cell = (*at[:-1], label) if listed else at
+            label = labels[at].item() if soft else int(labels[at])
+            cell = (*at[:-1], int(label)) if listed else at
             raise ValueError(
-                f"a positive must {rule}, got {_place(name, at)} = {label} "
+                f"{what} must {rule}, got {_place(name, at)} = {label} "
                 f"and {_place(other, cell)} = {forbidden}"
             )
 

@@ -1,4 +1,8 @@
-"""Losses of rows of logits: a plain formula for transforms, fast kernels for everything else."""
+"""Losses of rows of logits: a plain formula for transforms, fast kernels for everything else.
+
+What passes rows through a buffer, and what joins a group to the null class, serves
+:mod:`lib.soft_zlpr` too.
+"""
 
 from collections.abc import Callable, Iterator
 from math import e, inf, log2, nan
@@ -9,11 +13,19 @@ from torch import Tensor
 
 from lib import _checks
 
-__all__ = ["row_losses"]
+__all__ = [
+    "LOG2_E",
+    "Spare",
+    "chunks",
+    "combine",
+    "load",
+    "needs_formula",
+    "row_losses",
+]
 
-_CHUNK_CELLS = 1 << 17  # cells of the scratch buffer: 512 KiB in float32, within a core's cache
+CHUNK_CELLS = 1 << 17  # cells of the scratch buffer: 512 KiB in float32, within a core's cache
 _LISTED_SHARE = 1 / 32  # padded lists up to this share of all cells are faster than a dense pass
-_LOG2_E = log2(e)
+LOG2_E = log2(e)
 
 
 def row_losses(rows: Tensor, labels: Tensor, mask: Tensor | None, *, listed: bool) -> Tensor:
@@ -31,7 +43,7 @@ def row_losses(rows: Tensor, labels: Tensor, mask: Tensor | None, *, listed: boo
         return _by_table(rows, *_table(labels, classes), mask)
     bad = torch.zeros_like(rows[:, :1], dtype=torch.bool)
     if labels.dtype != torch.bool:
-        step = max(1, _CHUNK_CELLS // classes)
+        step = max(1, CHUNK_CELLS // classes)
         bad = torch.cat([_checks.not_binary(part) for part in torch.split(labels, step)])
         bad = bad.unsqueeze(1)
         labels = labels.bool()
@@ -79,10 +91,10 @@ def _log1p_sum_exp(terms: Tensor) -> Tensor:
     top = terms.detach().amax(-1, keepdim=True)
     shift = top.masked_fill(top == -inf, 0)
     total = (terms - shift).exp().sum(-1, keepdim=True)
-    return _combine(shift, total)[0]
+    return combine(shift, total)[0]
 
 
-def _combine(shift: Tensor, total: Tensor) -> tuple[Tensor, Tensor]:
+def combine(shift: Tensor, total: Tensor) -> tuple[Tensor, Tensor]:
     """From ``total = sum(exp(terms - shift))``: the loss of a group and its weights' factor.
 
     The loss is ``log(1 + exp(shift) * total)``. The gradient with respect to a term is
@@ -172,8 +184,8 @@ class _ByLists(torch.autograd.Function):
         # Out of the sum over the negatives; a row without positives writes back what it read.
         written = torch.where(some, -inf, score)
         sums = []
-        for part, cells in _chunks(rows, dtype):
-            _load(cells, rows[part], mask, part)
+        for part, cells in chunks(rows, dtype):
+            load(cells, rows[part], mask, part)
             cells.scatter_(1, column[part], written[part])
             sums.append(_top_and_sum_(cells))
         top, total = map(torch.cat, zip(*sums, strict=True))
@@ -184,7 +196,7 @@ class _ByLists(torch.autograd.Function):
         pulled = terms.masked_fill(uncounted, 0).sum(-1, keepdim=True)
 
         shift = _shift(top)
-        losses, factors = _combine(torch.stack((shift, pull)), torch.stack((total, pulled)))
+        losses, factors = combine(torch.stack((shift, pull)), torch.stack((total, pulled)))
         # Fillers and repeated mentions too: equal cells must be written equal values.
         at_positives = terms.neg_().mul_(factors[1])
         ctx.save_for_backward(rows, column, counts, some, mask, shift, factors[0], at_positives)
@@ -195,7 +207,7 @@ class _ByLists(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
         rows, column, counts, some, mask, shift, factor, at_positives = ctx.saved_tensors
-        if _needs_formula(upstream):
+        if needs_formula(upstream):
             labels = torch.where(counts, column, -1)
             gradient = _by_autograd(rows, labels, mask, True, upstream)
             return gradient, None, None, None, None, None
@@ -203,9 +215,9 @@ class _ByLists(torch.autograd.Function):
         factor = factor * upstream
         at_positives = at_positives * upstream
         gradient = torch.empty_like(rows, memory_format=torch.contiguous_format)
-        for part, cells in _chunks(rows, shift.dtype, gradient):
-            _load(cells, rows[part], mask, part).sub_(shift[part])
-            cells.mul_(_LOG2_E).exp2_().mul_(factor[part])
+        for part, cells in chunks(rows, shift.dtype, gradient):
+            load(cells, rows[part], mask, part).sub_(shift[part])
+            cells.mul_(LOG2_E).exp2_().mul_(factor[part])
             here = column[part]
             cells.scatter_(
                 1, here, torch.where(some[part], at_positives[part], cells.gather(1, here))
@@ -225,11 +237,11 @@ class _ByTable(torch.autograd.Function):
         dtype = _checks.compute_dtype(rows.dtype)
         tops = rows.new_empty((3, rows.shape[0], 1), dtype=dtype)
         totals = torch.empty_like(tops[:2])
-        spare = _Spare()
-        for part, cells in _chunks(rows, dtype):
+        spare = Spare()
+        for part, cells in chunks(rows, dtype):
             source = rows[part]
             if mask is not None or source.dtype != dtype:
-                source = _load(spare.like(cells, 0), source, mask, part)
+                source = load(spare.like(cells, 0), source, mask, part)
             limit = _limit(spare.like(cells, 1), positive[part])
             tops[2, part] = source.amax(-1, keepdim=True)
             torch.minimum(source, limit, out=cells)
@@ -237,7 +249,7 @@ class _ByTable(torch.autograd.Function):
             torch.maximum(source, limit, out=cells)
             tops[1, part], totals[1, part] = _top_and_sum_(cells.neg_())
         shifts = _shift(tops[:2])
-        losses, factors = _combine(shifts, totals)
+        losses, factors = combine(shifts, totals)
         ctx.save_for_backward(rows, positive, mask, shifts, factors)
         # A positive at infinity has loss 0. Other bad cells give NaN by themselves, as inf - inf.
         return losses.sum(0).masked_fill_(bad | (tops[2] == inf), nan).squeeze(1)
@@ -245,25 +257,25 @@ class _ByTable(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
         rows, positive, mask, shifts, factors = ctx.saved_tensors
-        if _needs_formula(upstream):
+        if needs_formula(upstream):
             return _by_autograd(rows, positive, mask, False, upstream), None, None, None
         factors = factors * upstream.unsqueeze(1)
         gradient = torch.empty_like(rows, memory_format=torch.contiguous_format)
-        spare = _Spare()
-        for part, cells in _chunks(rows, shifts.dtype, gradient):
-            _load(cells, rows[part], mask, part)
+        spare = Spare()
+        for part, cells in chunks(rows, shifts.dtype, gradient):
+            load(cells, rows[part], mask, part)
             limit = _limit(spare.like(cells, 0), positive[part])
             # The other group is at -inf in each, and has weight 0.
             pull = torch.maximum(cells, limit, out=spare.like(cells, 1))
-            pull.add_(shifts[1, part]).mul_(-_LOG2_E).exp2_().mul_(factors[1, part])
+            pull.add_(shifts[1, part]).mul_(-LOG2_E).exp2_().mul_(factors[1, part])
             torch.minimum(cells, limit, out=cells).sub_(shifts[0, part])
-            cells.mul_(_LOG2_E).exp2_().mul_(factors[0, part]).sub_(pull)
+            cells.mul_(LOG2_E).exp2_().mul_(factors[0, part]).sub_(pull)
             if cells.dtype != gradient.dtype:
                 gradient[part] = cells
         return gradient, None, None, None
 
 
-class _Spare:
+class Spare:
     """Buffers of the size of the first, largest part, made when they are first asked for."""
 
     def __init__(self) -> None:
@@ -289,7 +301,7 @@ _by_lists: Callable[..., Tensor] = _ByLists.apply
 _by_table: Callable[..., Tensor] = _ByTable.apply
 
 
-def _chunks(
+def chunks(
     rows: Tensor, dtype: torch.dtype, into: Tensor | None = None
 ) -> Iterator[tuple[slice, Tensor]]:
     """Parts of the rows, each with a buffer of its shape: of ``into`` itself if that has the dtype.
@@ -298,7 +310,7 @@ def _chunks(
     rows are one part too.
     """
     count, classes = rows.shape
-    step = max(1, count if rows.is_cuda else min(count, _CHUNK_CELLS // classes))
+    step = max(1, count if rows.is_cuda else min(count, CHUNK_CELLS // classes))
     fits = into is not None and into.dtype == dtype
     scratch = rows.new_empty((0 if fits else step, classes), dtype=dtype)
     for start in range(0, max(count, 1), step):
@@ -306,7 +318,7 @@ def _chunks(
         yield part, into[part] if into is not None and fits else scratch[: part.stop - start]
 
 
-def _load(cells: Tensor, rows: Tensor, mask: Tensor | None, part: slice) -> Tensor:
+def load(cells: Tensor, rows: Tensor, mask: Tensor | None, part: slice) -> Tensor:
     """Copy rows into the buffer, minus infinity where they do not count."""
     if mask is None:
         return cells.copy_(rows)
@@ -317,7 +329,7 @@ def _load(cells: Tensor, rows: Tensor, mask: Tensor | None, part: slice) -> Tens
 def _top_and_sum_(cells: Tensor) -> tuple[Tensor, Tensor]:
     """Largest term and sum of exponentials below it, per row; overwrites ``cells``."""
     top = cells.amax(-1, keepdim=True)
-    cells.sub_(_shift(top)).mul_(_LOG2_E).exp2_()
+    cells.sub_(_shift(top)).mul_(LOG2_E).exp2_()
     return top, cells.sum(-1, keepdim=True)
 
 
@@ -326,7 +338,7 @@ def _shift(top: Tensor) -> Tensor:
     return top.masked_fill(top == -inf, 0)
 
 
-def _needs_formula(upstream: Tensor) -> bool:
+def needs_formula(upstream: Tensor) -> bool:
     """Whether a backward pass needs plain operations: to be differentiated itself, or batched."""
     return torch.is_grad_enabled() or not _checks.values_readable(upstream)
 

@@ -1,0 +1,722 @@
+"""Soft ZLPR: the battery on every path, errors, derivatives, labels made soft, probabilities."""
+
+import math
+import re
+import subprocess
+import sys
+
+import mpmath
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import optimize
+from torch.fx.experimental.proxy_tensor import make_fx
+
+from lib import _checks
+from lib.soft_zlpr import (
+    SoftZLPRLoss,
+    _rows,
+    draw_mixup,
+    fit_temperature,
+    mixup,
+    mixup_loss,
+    smooth_labels,
+    smooth_positives,
+    smooth_spans,
+    soft_zlpr_loss,
+    zlpr_probability,
+)
+from lib.zlpr import zlpr_loss
+from tests import battery
+
+INF = math.inf
+CASES = {case.name: case for case in battery.soft_cases()}
+VALID = {name: case for name, case in CASES.items() if not case.refused}
+
+
+def raises(kind, message):
+    return pytest.raises(kind, match=re.escape(message))
+
+
+@pytest.fixture
+def wide(monkeypatch):
+    """Every part takes the path with shifts, the one of a GPU."""
+    monkeypatch.setattr(_rows, "_NARROW", -1.0)
+
+
+@pytest.fixture
+def careful(monkeypatch):
+    """No part takes the rounded exponential."""
+    monkeypatch.setattr(_rows, "_ROUNDED", -1.0)
+
+
+@pytest.fixture
+def by_formula(monkeypatch):
+    """No value is readable: the path of compiled graphs and transforms."""
+    monkeypatch.setattr(_checks, "values_readable", lambda *tensors: False)
+
+
+# --------------------------------------------------------------------------------------- battery
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_battery(name):
+    outcome = battery.meet(battery.SOFT, CASES[name])
+    assert outcome.verdict == "right", outcome
+
+
+@pytest.mark.parametrize("path", ["wide", "careful", "by_formula"])
+def test_battery_on_every_path(request, path):
+    request.getfixturevalue(path)
+    chosen = VALID if path == "by_formula" else CASES
+    outcomes = {name: battery.meet(battery.SOFT, case) for name, case in chosen.items()}
+    if path == "by_formula":  # where float16 targets are rounded by autograd itself
+        beyond = ["the gradient of the targets is not finite"]
+        outcomes = {
+            name: found
+            for name, found in outcomes.items()
+            if "float16" not in name.replace("bfloat16", "") or found.notes != beyond
+        }
+    assert not {name: found for name, found in outcomes.items() if found.verdict != "right"}
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_battery_on_cuda():
+    verdicts = {n: battery.meet(battery.SOFT, c.to("cuda")).verdict for n, c in CASES.items()}
+    assert set(verdicts.values()) == {"right"}, verdicts
+
+
+def clipped(logits, targets, mask, reduction, *, epsilon=1e-7, threshold=1e7):
+    """Transcribe bert4keras at 5f5d493, to which the article links: clipped targets, log t."""
+    if mask is not None:
+        logits = torch.where(mask, logits, -INF)
+    logits = logits.clamp(min=-threshold)  # its masks are finite
+    t = targets.to(logits.dtype)
+    exact_0, exact_1, gone = t < epsilon, t > 1 - epsilon, logits < -threshold / 10
+    t = t.clamp(epsilon, 1 - epsilon)
+    low = torch.full_like(logits, -threshold)
+    positive = torch.where(gone | exact_0, low, -logits + t.log())
+    negative = torch.where(gone | exact_1, low, logits + (1 - t).log())
+    zero = torch.zeros_like(logits[..., :1])
+    losses = torch.cat([positive, zero], -1).logsumexp(-1)
+    losses = losses + torch.cat([negative, zero], -1).logsumexp(-1)
+    return {"none": losses, "mean": losses.mean(), "sum": losses.sum()}[reduction]
+
+
+def bert4torch_form(logits, targets, mask, reduction):
+    """Transcribe bert4torch 0.6.2's dense form, which is for targets 0 and 1."""
+    t = targets.to(logits.dtype)
+    flipped = (1 - 2 * t) * logits
+    zero = torch.zeros_like(logits[..., :1])
+    losses = torch.cat([flipped - (1 - t) * 1e12, zero], -1).logsumexp(-1)
+    losses = losses + torch.cat([flipped - t * 1e12, zero], -1).logsumexp(-1)
+    return {"none": losses, "mean": losses.mean(), "sum": losses.sum()}[reduction]
+
+
+@pytest.mark.parametrize(
+    ("call", "name", "verdicts"),
+    [
+        (clipped, "normal float32; targets 0.05/0.95", {"right", "inexact"}),
+        (clipped, "normal bfloat16; targets 0/1", {"inexact", "wrong", "non-finite"}),
+        (clipped, "scores to ±10000 float32, 0.3 positive; targets any", {"inexact", "wrong"}),
+        (clipped, "normal float32; targets tiny", {"inexact", "wrong"}),
+        (bert4torch_form, "normal float32; targets 0/1", {"right"}),
+        (bert4torch_form, "normal float32; targets 0.05/0.95", {"wrong"}),
+        (bert4torch_form, "normal float32; targets 0/0.9", {"wrong"}),
+        (bert4torch_form, "normal float32; targets 0.5", {"wrong"}),
+        (bert4torch_form, "normal float16; targets any", {"wrong", "non-finite"}),
+    ],
+)
+def test_battery_tells_published_forms_apart(call, name, verdicts):
+    loss = battery.Loss("published", call, battery.SOFT.labels, battery.soft_row, masks=False)
+    assert battery.meet(loss, CASES[name]).verdict in verdicts
+
+
+def test_battery_sees_a_wrong_gradient_of_targets():
+    class Off(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, targets, factor):
+            ctx.factor = factor
+            return targets.clone()
+
+        @staticmethod
+        def backward(ctx, upstream):
+            return upstream * ctx.factor, None
+
+    case = VALID["normal float32; targets any"]
+    for factor, note in ((1.001, "is wrong"), (math.nan, "is not finite"), (-1.0, "is wrong")):
+
+        def call(logits, labels, mask, how, factor=factor):
+            return soft_zlpr_loss(logits, Off.apply(labels, factor), mask=mask, reduction=how)
+
+        loss = battery.Loss(
+            "off", call, battery.SOFT.labels, battery.soft_row, parts=battery.soft_parts
+        )
+        outcome = battery.meet(loss, case)
+        assert outcome.verdict == "wrong"
+        assert note in outcome.notes[0]
+
+
+@pytest.mark.parametrize("scores", [[-20.0, -21.5, 18.0], [3.0, -4.0, 2.0], [1e4, -1e4, 1e4 - 1]])
+@pytest.mark.parametrize("targets", [[0.0, 0.25, 1.0], [0.5] * 3, [1e-30, 1 - 2**-53, 0.9]])
+def test_reference_against_fifty_digits(scores, targets):
+    with mpmath.workdps(50):
+        s, t = ([mpmath.mpf(v) for v in values] for values in (scores, targets))
+        a = 1 + mpmath.fsum(y * mpmath.exp(-x) for x, y in zip(s, t, strict=True))
+        b = 1 + mpmath.fsum((1 - y) * mpmath.exp(x) for x, y in zip(s, t, strict=True))
+        value = mpmath.log(a) + mpmath.log(b)
+        ours, gradient = battery.soft_row(scores, targets)
+        assert abs(ours - value) <= 4e-16 * value
+        for x, y, slope in zip(s, t, gradient, strict=True):
+            parts = y * mpmath.exp(-x) / a, (1 - y) * mpmath.exp(x) / b
+            assert abs(slope - (parts[1] - parts[0])) <= 1e-14 * sum(parts) + mpmath.mpf(10) ** -300
+
+
+# ------------------------------------------------------------------------------- values and dtypes
+
+
+@pytest.mark.parametrize("dtype", [torch.bool, torch.uint8, torch.int64])
+def test_targets_that_can_only_be_0_and_1_give_the_bits_of_zlpr(dtype):
+    logits = torch.randn(5, 300, requires_grad=True)
+    hard = (torch.rand(5, 300) < 0.1).to(dtype)
+    mask = torch.rand(5, 300) < 0.9
+    hard &= mask.to(dtype)
+    for keep in (None, mask):
+        ours = soft_zlpr_loss(logits, hard, mask=keep, reduction="none")
+        theirs = zlpr_loss(logits, hard, mask=keep, reduction="none")
+        assert torch.equal(ours, theirs)
+        slopes = [torch.autograd.grad(v.sum(), logits)[0] for v in (ours, theirs)]
+        assert torch.equal(*slopes)
+
+
+@settings(deadline=None, max_examples=60, derandomize=True)
+@given(st.data())
+def test_floating_zeros_and_ones_agree_with_zlpr_to_rounding(data):
+    rows, classes = data.draw(st.integers(0, 5)), data.draw(st.integers(1, 70))
+    scale = data.draw(st.sampled_from([0.1, 3.0, 30.0, 1e3, 1e30]))
+    torch.manual_seed(data.draw(st.integers(0, 10**6)))
+    logits = scale * torch.randn(rows, classes, dtype=torch.float64)
+    logits.requires_grad_()
+    hard = torch.rand(rows, classes) < 0.3
+    ours = soft_zlpr_loss(logits, hard.double(), reduction="none")
+    theirs = zlpr_loss(logits, hard, reduction="none")
+    torch.testing.assert_close(ours, theirs, rtol=1e-14, atol=1e-300)
+    slopes = [torch.autograd.grad(v.sum(), logits)[0] for v in (ours, theirs)]
+    torch.testing.assert_close(*slopes, rtol=1e-11, atol=1e-300)
+
+
+def test_a_float64_target_keeps_its_distance_to_1_beside_float32_logits():
+    logits = torch.tensor([[30.0, 30.0]])
+    targets = torch.tensor([[1 - 1e-12, 1.0]], dtype=torch.float64)
+    loss = soft_zlpr_loss(logits, targets)
+    gap = 1 - targets[0, 0].item()
+    exact = math.log1p(gap * math.exp(30)) + math.log1p((1 - gap) * math.exp(-30) + math.exp(-30))
+    assert loss.dtype == torch.float32
+    assert abs(loss.item() - exact) < 3e-7 * exact
+    assert soft_zlpr_loss(logits, targets.float()).item() < 1e-12
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_targets_are_subtracted_from_1_in_float32(dtype):
+    targets = torch.tensor([[1.0, 0.99609375, 2.0**-14]], dtype=torch.float64).to(dtype)
+    logits = torch.tensor([[3.0, 5.0, 5.0]], dtype=torch.float64)
+    expected = soft_zlpr_loss(logits, targets.double())
+    ours = soft_zlpr_loss(logits.to(dtype).requires_grad_(), targets)
+    assert ours.dtype == torch.float32
+    assert abs(ours.item() - expected.item()) < 3e-7 * expected.item()
+    assert torch.equal(1 - targets[0, 2], torch.ones((), dtype=dtype))  # what it must not do
+
+
+@pytest.mark.parametrize("weight", [1e-40, 1e-30, 1e-20])
+@pytest.mark.parametrize("distance", [40.0, 70.0, 90.0, 1e4])
+def test_a_tiny_target_at_the_largest_term(weight, distance):
+    """The largest exponential has a weight so small that another term matters as much."""
+    logits = torch.tensor([[-distance, 0.0, 0.5]], requires_grad=True)
+    targets = torch.tensor([[weight, 1.0, 0.5]])
+    loss = soft_zlpr_loss(logits, targets)
+    (gradient,) = torch.autograd.grad(loss, logits)
+    with mpmath.workdps(60):
+        s = [mpmath.mpf(v) for v in logits[0].tolist()]
+        t = [mpmath.mpf(v) for v in targets[0].double().tolist()]
+        a = 1 + mpmath.fsum(y * mpmath.exp(-x) for x, y in zip(s, t, strict=True))
+        b = 1 + mpmath.fsum((1 - y) * mpmath.exp(x) for x, y in zip(s, t, strict=True))
+        value = mpmath.log(a) + mpmath.log(b)
+        cells = [(1 - y) * mpmath.exp(x) / b - y * mpmath.exp(-x) / a for x, y in zip(s, t)]  # noqa: B905
+    assert abs(loss.item() - value) < 5e-7 * value
+    for cell, true in zip(gradient[0].tolist(), cells, strict=True):
+        assert abs(cell - true) < 2e-5 * abs(true) + 1e-7 * 1e-3
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_the_slope_at_exact_targets_is_finite_however_wrong_the_score(dtype):
+    logits = torch.tensor([[-1e4, 1e4, -50.0, 50.0, 2.0, -1.0]], dtype=dtype)
+    targets = torch.tensor([[0, 1, 0, 1, 0, 1]], dtype=dtype).requires_grad_()
+    (slope,) = torch.autograd.grad(soft_zlpr_loss(logits, targets), targets)
+    end = torch.finfo(dtype).max
+    assert slope.isfinite().all()
+    assert slope[0, 0] >= 1e-3 * end if dtype != torch.float64 else slope[0, 0] > 1e300
+    assert slope[0, 1] <= -1e-3 * end if dtype != torch.float64 else slope[0, 1] < -1e300
+    a, b = 1 + math.exp(1), 1 + math.exp(2)
+    exact = math.exp(-2) / a - math.exp(2) / b
+    assert abs(slope[0, 4].item() - exact) < 0.01 * abs(exact)
+    if dtype in (torch.float32, torch.float64):
+        assert abs(slope[0, 2].item() * a - math.exp(50)) < 1e-5 * math.exp(50)
+
+
+def test_slopes_of_targets_under_transforms_are_finite_too(by_formula):
+    logits, targets = torch.tensor([[-1e4, 1e4, 0.0]]), torch.tensor([[0.0, 1.0, 0.5]])
+    slope = torch.func.grad(lambda t: soft_zlpr_loss(logits, t))(targets)
+    assert slope.isfinite().all()
+    assert slope[0, 0] > 1e36
+    assert slope[0, 1] < -1e36
+
+
+def test_cells_that_do_not_count_have_no_slope():
+    logits = torch.tensor([[-INF, 1.0, math.nan, 0.5]], requires_grad=True)
+    targets = torch.tensor([[0.0, 0.3, 0.0, 0.9]], requires_grad=True)
+    mask = torch.tensor([True, True, False, True])
+    loss = soft_zlpr_loss(logits, targets, mask=mask)
+    gradient, slope = torch.autograd.grad(loss, (logits, targets))
+    assert gradient[0, [0, 2]].tolist() == [0, 0]
+    assert slope[0, [0, 2]].tolist() == [0, 0]
+    few = soft_zlpr_loss(torch.tensor([[1.0, 0.5]]), torch.tensor([[0.3, 0.9]]))
+    assert abs(loss.item() - few.item()) < 1e-6
+
+
+def test_inputs_are_left_alone_and_backward_can_be_repeated():
+    for scale in (1.0, 1e3):
+        logits = (scale * torch.randn(4, 64)).requires_grad_()
+        targets = torch.rand(4, 64, requires_grad=True)
+        kept = [tensor.detach().clone() for tensor in (logits, targets)]
+        loss = soft_zlpr_loss(logits, targets)
+        first = torch.autograd.grad(loss, (logits, targets), retain_graph=True)
+        second = torch.autograd.grad(loss, (logits, targets))
+        assert all(map(torch.equal, first, second))
+        assert all(map(torch.equal, kept, (logits.detach(), targets.detach())))
+
+
+def test_only_one_of_the_two_gradients():
+    logits, targets = torch.randn(3, 9), torch.rand(3, 9)
+    both = [x.clone().requires_grad_() for x in (logits, targets)]
+    full = torch.autograd.grad(soft_zlpr_loss(*both), both)
+    alone = logits.clone().requires_grad_()
+    assert torch.equal(torch.autograd.grad(soft_zlpr_loss(alone, targets), alone)[0], full[0])
+    alone = targets.clone().requires_grad_()
+    assert torch.equal(torch.autograd.grad(soft_zlpr_loss(logits, alone), alone)[0], full[1])
+
+
+def test_module():
+    logits, targets, mask = torch.randn(3, 6), torch.rand(3, 6), torch.rand(3, 6) < 2
+    for reduction in ("none", "mean", "sum"):
+        module = SoftZLPRLoss(reduction=reduction)
+        expected = soft_zlpr_loss(logits, targets, reduction=reduction)
+        assert torch.equal(module(logits, targets), expected)
+        torch.testing.assert_close(module(logits, targets, mask), expected)
+        assert repr(module) == f"SoftZLPRLoss(reduction='{reduction}')"
+    with raises(ValueError, "reduction must be 'none', 'mean' or 'sum', got 'max'"):
+        SoftZLPRLoss(reduction="max")
+
+
+# ---------------------------------------------------------------------------------- refused input
+
+
+@pytest.mark.parametrize("value", [1 + 1e-6, -1e-6, math.nan, INF])
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("scale", [1.0, 1e4])
+def test_targets_out_of_range(value, masked, scale):
+    targets = torch.rand(2, 3, 5)
+    mask = torch.ones(5, dtype=torch.bool)
+    if masked:
+        mask[3] = False
+        targets[..., 3] = 0
+    targets[1, 2, 3] = value
+    with raises(ValueError, "targets must lie in [0, 1], got") as caught:
+        soft_zlpr_loss(scale * torch.randn(2, 3, 5), targets, mask=mask)
+    assert "at targets[1, 2, 3]" in str(caught.value)
+
+
+def test_a_target_where_nothing_counts():
+    targets = torch.tensor([[0.0, 0.25]])
+    with raises(ValueError, "a target above 0 must be on a cell that counts, got targets[0, 1] = "):
+        soft_zlpr_loss(torch.zeros(1, 2), targets, mask=torch.tensor([True, False]))
+    with raises(ValueError, "targets[0, 1] = 0.25 and logits[0, 1] = -inf"):
+        soft_zlpr_loss(torch.tensor([[0.0, -INF]]), targets)
+    tiny = torch.tensor([[0.0, 1e-60]], dtype=torch.float64)  # 0 in float32
+    with raises(ValueError, "targets[0, 1] = 1e-60"):
+        soft_zlpr_loss(torch.tensor([[0.0, -INF]]), tiny)
+
+
+@pytest.mark.parametrize("value", [INF, math.nan])
+@pytest.mark.parametrize("target", [0.0, 0.5, 1.0])
+def test_logits_that_are_no_scores(value, target):
+    logits, targets = torch.zeros(2, 3), torch.full((2, 3), target)
+    logits[1, 2] = value
+    with raises(ValueError, f"got {value} at logits[1, 2]"):
+        soft_zlpr_loss(logits, targets)
+
+
+def test_shapes_dtypes_and_reduction_are_checked():
+    logits, targets = torch.zeros(2, 4), torch.zeros(2, 4)
+    with raises(TypeError, "targets must be bool or real, got torch.complex64"):
+        soft_zlpr_loss(logits, targets.to(torch.complex64))
+    with raises(ValueError, "targets must have the shape of logits, expected (2, 4), got (1, 4)"):
+        soft_zlpr_loss(logits, targets[:1])
+    with raises(ValueError, "reduction must be"):
+        soft_zlpr_loss(logits, targets, reduction="average")
+    with raises(ValueError, "reduction='mean' needs at least 1 position"):
+        soft_zlpr_loss(logits[:0], targets[:0])
+    with raises(ValueError, "targets must lie in [0, 1], got 2 at targets[0, 1]"):
+        soft_zlpr_loss(logits, torch.tensor([[0, 2, 0, 0], [0, 0, 0, 0]]))
+
+
+# ------------------------------------------------------------------------------------- derivatives
+
+
+def sample(seed=0, scale=1.0):
+    generator = torch.Generator().manual_seed(seed)
+    logits = scale * torch.randn(3, 20, generator=generator, dtype=torch.float64)
+    targets = 0.05 + 0.9 * torch.rand(3, 20, generator=generator, dtype=torch.float64)
+    targets[:, 5] = 0
+    return logits.requires_grad_(), targets.requires_grad_()
+
+
+MASK = torch.arange(20) != 5
+
+
+def masked_loss(logits, targets):
+    return soft_zlpr_loss(logits, targets, mask=MASK, reduction="none")
+
+
+def unmasked_loss(logits, targets):
+    return soft_zlpr_loss(logits, targets, reduction="none")
+
+
+@pytest.mark.parametrize("path", ["careful", "wide"])
+def test_first_and_second_derivatives_against_differences(request, path):
+    request.getfixturevalue(path)
+
+    def loss(logits, inner):
+        return masked_loss(logits, inner * MASK)
+
+    assert torch.autograd.gradcheck(loss, sample())
+    assert torch.autograd.gradgradcheck(loss, sample())
+
+
+def test_gradient_is_the_same_whether_or_not_it_is_differentiated():
+    inputs = sample()
+    upstream = torch.tensor([1.0, -2.0, 0.5], dtype=torch.float64)
+    plain = torch.autograd.grad(masked_loss(*inputs), inputs, upstream)
+    again = torch.autograd.grad(masked_loss(*inputs), inputs, upstream, create_graph=True)
+    for one, other in zip(plain, again, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-15)
+        assert other.requires_grad
+        assert not one.requires_grad
+
+
+def test_torch_func():
+    logits, targets = sample()
+    expected = torch.autograd.grad(masked_loss(logits, targets).sum(), (logits, targets))
+    plain = logits.detach(), targets.detach()
+    found = torch.func.grad(lambda s, t: masked_loss(s, t).sum(), argnums=(0, 1))(*plain)
+    torch.testing.assert_close(found, expected)
+    jacobian = torch.func.jacrev(masked_loss)(*plain)
+    torch.testing.assert_close(torch.func.jacfwd(masked_loss)(*plain), jacobian)
+    rows = torch.vmap(lambda s, t: soft_zlpr_loss(s, t, mask=MASK))(*plain)
+    torch.testing.assert_close(rows, masked_loss(*plain))
+
+
+@pytest.mark.parametrize("mode", ["real", "fake", "symbolic"])
+def test_make_fx(mode):
+    (first, targets), (other, others) = sample(), sample(1)
+    graph = make_fx(unmasked_loss, tracing_mode=mode)(first.detach(), targets.detach())
+    torch.testing.assert_close(graph(other, others), unmasked_loss(other, others))
+
+
+def test_compile_without_graph_breaks():
+    torch.compiler.reset()
+    compiled = torch.compile(masked_loss, fullgraph=True, backend="aot_eager")
+    inputs = sample()
+    torch.testing.assert_close(compiled(*inputs), masked_loss(*inputs))
+    found = torch.autograd.grad(compiled(*inputs).sum(), inputs)
+    torch.testing.assert_close(found, torch.autograd.grad(masked_loss(*inputs).sum(), inputs))
+
+
+def test_bad_values_become_nan_where_none_can_raise():
+    logits, ok = torch.zeros(3, 4), torch.full((3, 4), 0.5)
+    ok[:, 0] = 0
+    low, high, odd = logits.clone(), logits.clone(), ok.clone()
+    low[1, 2], high[1, 0], odd[1, 1] = -INF, INF, 1.5
+    mask = torch.ones(3, 4, dtype=torch.bool)
+    mask[1, 2] = False
+    for s, t, m in ((low, ok, None), (high, ok, None), (logits, odd, None), (logits, ok, mask)):
+
+        def loss(s, t=t, m=m):
+            return soft_zlpr_loss(s, t, mask=m, reduction="none")
+
+        found = torch.func.jvp(loss, (s,), (logits,))[0]
+        assert found.isnan().tolist() == [False, True, False]
+
+
+def test_meta_tensors_have_shapes():
+    logits = torch.zeros(4, 9, device="meta", requires_grad=True)
+    loss = soft_zlpr_loss(logits, torch.zeros(4, 9, device="meta"), reduction="none")
+    assert loss.shape == (4,)
+    assert torch.autograd.grad(loss.sum(), logits)[0].shape == (4, 9)
+
+
+def test_training_follows_the_reference():
+    """A linear model takes the same 40 steps with this loss and with the formula in log space."""
+    generator = torch.Generator().manual_seed(0)
+    inputs = torch.randn(64, 10, generator=generator, dtype=torch.float64)
+    truth = torch.randn(10, 30, generator=generator, dtype=torch.float64)
+    targets = torch.sigmoid(2 * (inputs @ truth - 4)).clamp(1e-6, 1 - 1e-6)
+
+    def plain(logits):
+        zero = torch.zeros_like(logits[:, :1])
+        up = torch.cat([-logits + targets.log(), zero], 1).logsumexp(1)
+        down = torch.cat([logits + torch.log1p(-targets), zero], 1).logsumexp(1)
+        return (up + down).mean()
+
+    ends = []
+    for loss in (plain, lambda logits: soft_zlpr_loss(logits, targets)):
+        weight = torch.zeros(10, 30, dtype=torch.float64, requires_grad=True)
+        optimiser = torch.optim.Adam([weight], lr=0.1)
+        for _ in range(40):
+            optimiser.zero_grad()
+            loss(inputs @ weight).backward()
+            optimiser.step()
+        ends.append(weight.detach())
+    torch.testing.assert_close(ends[1], ends[0], rtol=0, atol=1e-9)
+
+
+# -------------------------------------------------------------------------------- labels made soft
+
+
+def test_uniform_smoothing():
+    hard = torch.tensor([[1, 0, 0], [1, 1, 0]])
+    mask = torch.tensor([True, True, False])
+    soft = smooth_labels(hard, 0.1, mask=mask)
+    assert soft.dtype == torch.float32
+    torch.testing.assert_close(soft, torch.tensor([[0.9, 0.1, 0], [0.9, 0.9, 0]]))
+    assert smooth_labels(hard.double(), 0.1).dtype == torch.float64
+    assert torch.equal(smooth_labels(hard.bool(), 0.0), hard.float())
+    assert torch.equal(smooth_labels(hard, 0.5), torch.full((2, 3), 0.5))
+    soft_zlpr_loss(torch.zeros(2, 3), soft, mask=mask)  # accepted, as the masked cells hold 0
+
+
+def test_positives_alone():
+    soft = smooth_positives(torch.tensor([True, False]), 0.1)
+    torch.testing.assert_close(soft, torch.tensor([0.9, 0.0]))
+
+
+def spans_by_hand(gold, rate, radius, mask):
+    """One gold cell after the other."""
+    size = len(gold)
+    soft = [[0.0] * size for _ in range(size)]
+    for i in range(size):
+        for j in range(size):
+            if not gold[i][j]:
+                continue
+            near = [
+                (a, b)
+                for a in range(size)
+                for b in range(size)
+                if abs(a - i) + abs(b - j) <= radius and not gold[a][b] and mask[a][b]
+            ]
+            soft[i][j] = 1 - rate if near else 1.0
+            for a, b in near:
+                soft[a][b] += rate / len(near)
+    return [
+        [cell if gold[a][b] else min(cell, 1 - rate) for b, cell in enumerate(row)]
+        for a, row in enumerate(soft)
+    ]
+
+
+@pytest.mark.parametrize("radius", [1, 2, 3])
+@pytest.mark.parametrize("share", [0.03, 0.5])
+def test_spans_share_with_their_neighbours(radius, share):
+    generator = torch.Generator().manual_seed(radius)
+    mask = torch.ones(9, 9, dtype=torch.bool).triu()
+    gold = (torch.rand(2, 3, 9, 9, generator=generator) < share) & mask
+    soft = smooth_spans(gold.double(), 0.3, radius=radius, mask=mask)
+    for b in range(2):
+        for h in range(3):
+            expected = spans_by_hand(gold[b, h].tolist(), 0.3, radius, mask.tolist())
+            torch.testing.assert_close(soft[b, h], torch.tensor(expected, dtype=torch.float64))
+    assert (soft[..., ~mask] == 0).all()
+    if share < 0.1:
+        torch.testing.assert_close(soft.sum((-1, -2)), gold.double().sum((-1, -2)))
+
+
+def test_a_span_without_free_neighbours_keeps_its_label():
+    full = torch.ones(1, 3, 3)
+    assert torch.equal(smooth_spans(full, 0.3), full)
+
+
+@pytest.mark.parametrize("smooth", [smooth_labels, smooth_positives, smooth_spans])
+def test_smoothing_checks(smooth):
+    table = torch.eye(3)
+    for rate in (-0.1, 1.5, math.nan):
+        with raises(ValueError, "rate must lie in [0, "):
+            smooth(table, rate)
+    with raises(ValueError, "targets must lie in [0, 1], got 2.0 at targets[1, 1]"):
+        smooth(table + torch.diag(torch.tensor([0.0, 1, 0])), 0.1)
+    with raises(TypeError, "targets must be bool or real"):
+        smooth(table.to(torch.complex64), 0.1)
+
+
+def test_smoothing_spans_checks():
+    with raises(ValueError, "targets must have shape (..., L, L), got (2, 3)"):
+        smooth_spans(torch.zeros(2, 3), 0.1)
+    with raises(ValueError, "radius must be at least 1, got 0"):
+        smooth_spans(torch.zeros(3, 3), 0.1, radius=0)
+    with raises(ValueError, "targets must hold only 0 and 1"):
+        smooth_spans(torch.full((3, 3), 0.5), 0.1)
+    with raises(ValueError, "rate must lie in [0, 1), got 1"):
+        smooth_positives(torch.zeros(3), 1)
+
+
+# ------------------------------------------------------------------------------------------- mixup
+
+
+def test_mixing_values():
+    values = torch.tensor([[0.0, 1.0, 0.3], [1.0, 1.0, 0.3]])
+    order = torch.tensor([1, 0])
+    expected = torch.tensor([[0.75, 1.0, 0.3], [0.1, 1.0, 0.3]])
+    mixed = mixup(values, torch.tensor([0.25, 0.1]), order)
+    torch.testing.assert_close(mixed, expected)
+    assert torch.equal(mixed[:, 1:], values[:, 1:])  # where both agree, to the bit
+    assert mixup(values.bool(), 0.5, order).tolist()[0] == [0.5, 1.0, 1.0]
+    deep = torch.randn(4, 3, 5)
+    weight, order = torch.rand(4), torch.randperm(4)
+    by_hand = torch.stack(
+        [weight[b] * deep[b] + (1 - weight[b]) * deep[order[b]] for b in range(4)]
+    )
+    torch.testing.assert_close(mixup(deep, weight, order), by_hand)
+
+
+@pytest.mark.parametrize("shape", [(4, 7), (4, 3, 7)])
+def test_two_ways_to_mix(shape):
+    logits = torch.randn(shape, dtype=torch.float64)
+    hard = torch.rand(shape) < 0.4
+    weight, order = torch.rand(4, dtype=torch.float64), torch.tensor([2, 0, 3, 1])
+    column = weight.view(-1, *[1] * (len(shape) - 2))
+    own = zlpr_loss(logits, hard, reduction="none")
+    other = zlpr_loss(logits, hard[order], reduction="none")
+    losses = mixup_loss(logits, hard, weight, order, mix="losses", reduction="none")
+    torch.testing.assert_close(losses, column * own + (1 - column) * other)
+    full = weight.view(-1, *[1] * (len(shape) - 1))
+    soft = full * hard + (1 - full) * hard[order]
+    labels = mixup_loss(logits, hard.double(), weight, order, mix="labels", reduction="none")
+    torch.testing.assert_close(labels, soft_zlpr_loss(logits, soft, reduction="none"))
+    assert (losses <= labels + 1e-12).all()
+    mean = mixup_loss(logits, hard, weight, order, mix="losses")
+    torch.testing.assert_close(mean, losses.mean())
+
+
+def test_mixup_checks():
+    logits, hard, order = torch.zeros(2, 3), torch.zeros(2, 3), torch.tensor([1, 0])
+    with raises(ValueError, "mix must be 'labels' or 'losses', got 'both'"):
+        mixup_loss(logits, hard, 0.5, order, mix="both")
+    with raises(ValueError, "weight must lie in [0, 1], got 1.5"):
+        mixup(hard, 1.5, order)
+    with raises(ValueError, "weight must be a number or have one entry per sample, expected (2,)"):
+        mixup(hard, torch.ones(3), order)
+    with raises(ValueError, "order must have one entry per sample, expected (2,), got (3,)"):
+        mixup(hard, 0.5, torch.arange(3))
+    with raises(ValueError, "alpha must be above 0, got 0"):
+        draw_mixup(3, alpha=0)
+    with raises(ValueError, "reduction must be"):
+        mixup_loss(logits, hard, 0.5, order, mix="losses", reduction="all")
+
+
+def test_drawn_weights_follow_the_beta_law():
+    generator = torch.Generator().manual_seed(0)
+    for alpha in (0.2, 1.0, 4.0):
+        weight, order = draw_mixup(20_000, alpha=alpha, generator=generator, dtype=torch.float64)
+        assert sorted(order.tolist()) == list(range(20_000))
+        assert abs(weight.mean().item() - 0.5) < 0.01
+        assert abs(weight.var().item() - 0.25 / (2 * alpha + 1)) < 0.005
+        assert weight.dtype == torch.float64
+    again = [draw_mixup(5, alpha=0.4, generator=torch.Generator().manual_seed(3)) for _ in "ab"]
+    assert all(map(torch.equal, *again))
+    tiny, _ = draw_mixup(1000, alpha=1e-4, generator=generator)
+    assert tiny.isfinite().all()
+    assert 0.4 < tiny.mean().item() < 0.6
+
+
+# ----------------------------------------------------------------------------------- probabilities
+
+
+def test_probability():
+    logits = torch.tensor([-INF, -1.0, 0.0, 400.0])
+    torch.testing.assert_close(zlpr_probability(logits), torch.sigmoid(2 * logits))
+    assert torch.equal(zlpr_probability(logits, temperature=1.0), torch.sigmoid(logits))
+    for bad in (0.0, -1.0, INF, math.nan):
+        with raises(ValueError, "temperature must be a positive finite number"):
+            zlpr_probability(logits, temperature=bad)
+    with raises(TypeError, "logits must have a floating-point dtype"):
+        zlpr_probability(torch.zeros(2, dtype=torch.int64))
+
+
+@pytest.mark.parametrize("true", [0.03, 0.7, 2.0, 40.0])
+@pytest.mark.parametrize("scale", [1e-6, 1.0, 1e3])
+def test_fit_against_scipy(true, scale):
+    rng = np.random.default_rng(1)
+    s = rng.normal(size=3000) / true
+    p = 1 / (1 + np.exp(-true * s))
+    y = rng.random(3000) < p
+
+    def risk(log_t):
+        z = math.exp(log_t) * s
+        return float(np.logaddexp(0, z).sum() - z[y].sum())
+
+    best = optimize.minimize_scalar(risk, bounds=(-8, 8), method="bounded", options={"xatol": 1e-9})
+    found = fit_temperature(torch.tensor(s * scale), torch.tensor(y))
+    assert abs(found * scale / math.exp(best.x) - 1) < 1e-6
+    z = found * scale * s
+    assert abs(np.sum(s * (1 / (1 + np.exp(-z)) - y))) < 1e-9 * np.abs(s).sum()
+
+
+def test_fit_recovers_the_factor_of_given_degrees():
+    torch.manual_seed(0)
+    logits = torch.randn(7, 9, dtype=torch.float64)
+    assert abs(fit_temperature(logits, torch.sigmoid(1.7 * logits)) - 1.7) < 1e-12
+
+
+def test_fit_leaves_out_what_does_not_count():
+    torch.manual_seed(0)
+    logits = torch.randn(50, dtype=torch.float64)
+    labels = torch.rand(50) < torch.sigmoid(1.5 * logits)
+    expected = fit_temperature(logits, labels)
+    more = torch.cat([logits, torch.tensor([-INF, math.nan], dtype=torch.float64)])
+    mask = torch.arange(52) < 51
+    longer = torch.cat([labels, torch.tensor([False, False])])
+    assert fit_temperature(more, longer, mask=mask) == expected
+
+
+def test_fit_says_when_there_is_none():
+    s = torch.tensor([1.0, -1.0, 2.0])
+    with raises(ValueError, "the sign of the logits separates the targets: every larger"):
+        fit_temperature(s, torch.tensor([1, 0, 1]))
+    with raises(ValueError, "the logits point the wrong way: every smaller temperature"):
+        fit_temperature(s, torch.tensor([0, 1, 0]))
+    with raises(ValueError, "no counting logit is different from 0"):
+        fit_temperature(torch.zeros(3), torch.tensor([1, 0, 1]))
+    with raises(ValueError, "no counting logit is different from 0"):
+        fit_temperature(s, torch.tensor([1, 0, 1]), mask=torch.zeros(3, dtype=torch.bool))
+    with raises(ValueError, "logits must be finite or -inf where they count"):
+        fit_temperature(torch.tensor([math.nan, 1, 1]), torch.tensor([1, 0, 1]))
+    with raises(ValueError, "targets must lie in [0, 1]"):
+        fit_temperature(s, torch.tensor([1.0, 0.0, 1.5]))
+
+
+def test_import_needs_nothing_beyond_torch():
+    code = (
+        "import sys, torch; before = set(sys.modules); import lib.soft_zlpr; "
+        "print(sorted(name for name in set(sys.modules) - before if not name.startswith('lib')))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
