@@ -22,10 +22,10 @@ def smooth_labels(targets: Tensor, rate: float, *, mask: Tensor | None = None) -
     r"""Move every label towards its opposite: :math:`t = (1-\eta)\,y + \eta\,(1-y)`.
 
     In a large label space this moves the loss away from the positives: each of the negatives
-    enters the positive group with weight :math:`\eta`. Take a rate well below the share of
-    positives, or :func:`smooth_positives`.
+    enters the positive group with weight :math:`\eta`, and in the end with the same term as a
+    positive. Prefer :func:`smooth_positives` or :func:`smooth_spans` there.
 
-    Equations: :eq:`eq:smoothing-uniform`
+    Equations: :eq:`eq:smoothing-uniform`, :eq:`eq:smoothing-share`
 
     Parameters
     ----------
@@ -135,7 +135,7 @@ def smooth_spans(
     near[radius, radius] = 0
     neighbours = _spread(free.to(labels.dtype), near)
     parts = torch.where(neighbours > 0, rate * labels / neighbours.clamp(min=1), 0)
-    kept = torch.where(neighbours > 0, 1 - rate, 1.0) * labels
+    kept = labels - rate * labels * (neighbours > 0)
     given = _spread(parts, near).clamp(max=1 - rate)
     return torch.where(free, given, kept)
 
@@ -273,6 +273,8 @@ def mixup_loss(
     ['1.5890', '1.7918']
     """
     if mix == "labels":
+        if not targets.dtype.is_floating_point:
+            targets = targets.to(_checks.compute_dtype(logits.dtype))
         return soft_zlpr_loss(logits, mixup(targets, weight, order), mask=mask, reduction=reduction)
     if mix != "losses":
         raise ValueError(f"mix must be 'labels' or 'losses', got {mix!r}")

@@ -11,9 +11,9 @@ __all__ = ["fit_temperature", "zlpr_probability"]
 
 
 def zlpr_probability(logits: Tensor, *, temperature: float = 2.0) -> Tensor:
-    r"""Probabilities :math:`\sigma(T s_i)` of labels from their scores.
+    r"""Probabilities :math:`\sigma(\gamma s_i)` of labels from their scores.
 
-    :math:`T = 2` is exact for scores that minimise the soft loss of given degrees. For a model
+    :math:`\gamma = 2` is exact for scores that minimise the soft loss of given degrees. For a model
     trained on hard labels no factor is right beforehand: fit it with :func:`fit_temperature`.
 
     Equations: :eq:`eq:soft-minimiser`, :eq:`eq:soft-fit`
@@ -23,8 +23,8 @@ def zlpr_probability(logits: Tensor, *, temperature: float = 2.0) -> Tensor:
     logits
         Scores, any shape, any floating dtype.
     temperature
-        The factor :math:`T`, above 0. It *multiplies*: it is the log-odds per unit of score, and
-        the reciprocal of what the literature on calibration divides by.
+        The factor :math:`\gamma`, above 0. It *multiplies*: it is the log-odds per unit of score,
+        and the reciprocal of what the literature on calibration divides by.
 
     Returns
     -------
@@ -45,13 +45,13 @@ def zlpr_probability(logits: Tensor, *, temperature: float = 2.0) -> Tensor:
 
 
 def fit_temperature(logits: Tensor, targets: Tensor, *, mask: Tensor | None = None) -> float:
-    r"""Find the factor :math:`T` for which :math:`\sigma(T s)` has least log-loss.
+    r"""Find the factor :math:`\gamma` for which :math:`\sigma(\gamma s)` has least log-loss.
 
     .. math::
-        \min_{T>0}\ \sum_i \log(1 + e^{T s_i}) - t_i\,T s_i
+        \min_{\gamma>0}\ \sum_i \log(1 + e^{\gamma s_i}) - t_i\,\gamma s_i
 
-    A convex function of one number. Its slope :math:`\sum_i s_i(\sigma(T s_i)-t_i)` is bracketed
-    and its zero found by Newton's method, in float64, to the last digits.
+    A convex function of one number. Its slope :math:`\sum_i s_i(\sigma(\gamma s_i)-t_i)` is
+    bracketed and its zero found by Newton's method, in float64, to the last digits.
 
     Equations: :eq:`eq:soft-fit`, :eq:`eq:soft-fit-exists`
 
