@@ -40,6 +40,10 @@ def _zlpr(old: str, new: str, file: str = "lib/zlpr/_rows.py") -> Mutant:
     return Mutant(file, old, new, ("tests/test_zlpr.py", "tests/test_checks.py"))
 
 
+def _soft(old: str, new: str, file: str = "lib/soft_zlpr/_rows.py") -> Mutant:
+    return Mutant(file, old, new, ("tests/test_soft_zlpr.py",))
+
+
 def _decode(old: str, new: str, file: str = "lib/gplinker/decoding.py") -> Mutant:
     return Mutant(file, old, new, ("tests/test_gplinker.py",))
 
@@ -81,6 +85,19 @@ MUTANTS = (
     # derivatives and reductions
     _zlpr("create_graph=again", "create_graph=False"),
     _zlpr("values.mean() if", "values.sum() if", file="lib/_checks.py"),
+    # soft labels
+    _soft("torch.sub(1, plus, out=minus)", "minus.copy_(plus)"),
+    _soft("clamp(min=0)\n\n\n# ---", "clamp(min=-inf)\n\n\n# ---"),
+    _soft("_NARROW = 64.0", "_NARROW = 120.0"),
+    _soft("plus, minus.mul_(counts), counts", "plus, minus, counts"),
+    _soft(".clamp(min=torch.finfo(weights.dtype).tiny).log()", ".log().clamp(min=-1e4)"),
+    _soft("bad[part] |= (given - counts)", "bad[part] &= (given - counts)"),
+    _soft(".masked_fill(gone, 0)\n    return slopes", "\n    return slopes"),
+    _soft("(1 - wide).to(dtype)", "1 - wide.to(dtype)"),
+    _soft("wrong == 0", "wrong < 0", file="lib/soft_zlpr/_probability.py"),
+    _soft("if value < 0 else (low", "if value > 0 else (low", file="lib/soft_zlpr/_probability.py"),
+    _soft("torch.lerp(other, own,", "torch.lerp(own, other,", file="lib/soft_zlpr/_labels.py"),
+    _soft("near[radius, radius] = 0", "", file="lib/soft_zlpr/_labels.py"),
     # the decode
     _decode("(by_head > 0) & (by_tail > 0)", "(by_head > 0) | (by_tail > 0)"),
     _decode("(by_head > 0) & (by_tail > 0)", "by_head + by_tail > 0"),
