@@ -103,6 +103,7 @@ def competitors(load: Workload, *, compiler: bool = True) -> dict[str, Callable[
             print(f"torch.compile does not work here: {type(error).__name__}", file=sys.stderr)
         else:
             works["torch.compile"] = both(lambda: fused(leaf, soft))
+        leaf.grad = None  # or the memory of the first call would not be counted
     return works
 
 

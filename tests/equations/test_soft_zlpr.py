@@ -623,6 +623,9 @@ def test_exponential_bound(form, check, case):
         gap = exponential(s, t) - soft(s, t)
         check.at_most(0, gap, slack=1e-12)
         check.at_most(gap, form(s, t), slack=1e-12)
+    # Attained to first order as the masses vanish.
+    s, t = [9.0, -9.0], [1.0, 0.0]
+    check.equal((exponential(s, t) - soft(s, t)) / form(s, t), 1.0, tol=1e-3)
 
 
 # ---------------------------------------------------------------- 4 what sigma(2s) does not mean
@@ -698,6 +701,7 @@ def test_jensen(form, check, case):
     check.at_most(*form(*case), slack=1e-12)
     low, high = form([0.3], [0.5])
     check.at_most(low, high - 0.01)
+    check.equal(*form(case[0], [float(d > 0.5) for d in case[1]]))  # nothing is random
     if form(*case)[0] <= form(*case)[1]:  # correlated labels: both together or neither
         s, t = case
         law = [(t[0], [1] * len(s)), (1 - t[0], [0] * len(s))]
@@ -1111,6 +1115,8 @@ def test_mask_trap(form, check, c):
     with mp.workdps(40):
         value = mp.log(1 + mp.mpf("1e-7") * mp.exp(mp.mpf(c)))
         check.at_most(form(c, 1e-7), float(value), slack=1e-6)
+        far = mp.log(1 + mp.mpf("1e-7") * mp.exp(200))
+        check.equal(form(200, 1e-7), float(far))  # attained as c grows
     check.at_most(form(1e7, 1e-7), clipped(tensor([1.0, -1e7]), tensor([1.0, 0.0])))
 
 
