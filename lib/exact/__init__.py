@@ -187,7 +187,12 @@ def exact_loss(
     _checks.check_logits(logits)
     _checks.check_reduction(reduction, logits.shape[:-1].numel())
     log_p = _log_probabilities(logits, targets, noise, margin, None)
-    return _checks.reduce(-log_p if log else -torch.expm1(log_p), reduction)
+    if log:
+        return _checks.reduce(-log_p, reduction)
+    # Each form has its digits on its side; and so has its derivative, which PyTorch takes from the
+    # result: that of expm1, when the result is -1, is exactly 0.
+    wrong = torch.where(log_p < -math.log(2), 1 - log_p.exp(), -torch.expm1(log_p))
+    return _checks.reduce(wrong, reduction)
 
 
 class ExactLoss(nn.Module):
