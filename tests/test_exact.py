@@ -61,6 +61,7 @@ FAR = [
     {-200.0: 1, 0.0: 1, -100.0: 1},
     {-150.0: 50},
     {-14.0: 1},
+    {-25.0: 1},
     {-10.9: 2},
     {-11.1: 2},
     {-49.9: 2},
@@ -175,6 +176,19 @@ def test_gradient_in_single_precision():
         twin = logits.detach().double().requires_grad_()
         (true,) = torch.autograd.grad(exact_loss(twin, targets, log=True), twin)
         assert ((slope - true).abs().amax(1) < 5e-6 * true.abs().amax(1)).all()
+
+
+@pytest.mark.parametrize("ahead", [-40.0, -300.0, -1000.0])
+def test_gradient_far_out_where_the_bump_is_narrow(ahead):
+    logits = torch.zeros(1, 101, dtype=torch.float64, requires_grad=True)
+    shifted = logits + torch.tensor([ahead, *[0.0] * 100], dtype=torch.float64)
+    few, many = (
+        torch.autograd.grad(
+            log_expected_accuracy(shifted, FIRST, nodes=n), logits, retain_graph=True
+        )[0]
+        for n in (None, 1000)
+    )
+    torch.testing.assert_close(few, many, rtol=2e-9, atol=0)
 
 
 def test_many_classes_take_the_nodes_in_parts(monkeypatch):

@@ -265,8 +265,7 @@ def _formula(ahead: Tensor, nodes: int) -> Tensor:
         left, step, _, of_errors = _window(ahead.detach(), nodes, _tails_far, _TRACED_STEPS)
         index = torch.arange(nodes, dtype=ahead.dtype, device=ahead.device)
         z = left + step * index
-    # From 30 on log Phi is 0 in float64; further out its second derivative would be 0 times inf.
-    log_phi = torch.special.log_ndtr((z.unsqueeze(2) + ahead.unsqueeze(1)).clamp(max=30)).sum(-1)
+    log_phi = torch.special.log_ndtr(z.unsqueeze(2) + ahead.unsqueeze(1)).sum(-1)
     log_density = step.log() - _LOG_SQRT_TAU - 0.5 * z * z
     right = (log_phi + log_density).logsumexp(-1)
     of_errors = of_errors.squeeze(-1)

@@ -206,6 +206,7 @@ def test_three_points_limit(form, check):
     errors = [abs(optimum3(k) - form) for k in scales]
     predicted = [math.log1p(exp(-k / 4)) / (2 * k) for k in scales]
     check.equal([e / p for e, p in zip(errors, predicted, strict=True)], [1.0] * 4, tol=0.05)
+    check.rate(predicted, errors, order=1, within=0.02)
 
 
 @pytest.mark.equation(
@@ -376,6 +377,11 @@ def test_no_noise(form, check):
             gap = abs(ours(mu, target, noise) - form(mu, target))
             tails = ndtr(-np.abs(ahead(mu, target, noise)) / sqrt(2)).sum()
             check.at_most(gap, tails, slack=1e-12)
+    # With one rival the error is that tail itself.
+    levels = [0.8, 0.4, 0.3, 0.2]
+    two = np.array([0.3, 1.0])
+    tails = [float(ndtr(-0.7 / (sqrt(2) * noise))) for noise in levels]
+    check.rate(tails, [abs(ours(two, 0, noise) - form(two, 0)) for noise in levels], order=1)
 
 
 def by_gumbel(mu, target):
@@ -712,6 +718,7 @@ def test_log_concave(form, check, delta):
     values = curvature(np.linspace(-30, 12, 85), delta)
     check.at_most(low, values.min(), slack=1e-9)
     check.at_most(values.max(), high, slack=1e-9)
+    check.equal(curvature(np.array([-300.0, 20.0]), delta), [high, low], tol=1e-4)
 
 
 def window_ends(delta, depth, left=lambda k: k, right=lambda k: 1.0):
@@ -821,6 +828,8 @@ def test_truncation(form, check, delta, data):
     keep = data.draw(st.integers(1, len(delta) - 1))
     check.at_most(ours(scores_of(delta), 0), form(delta, keep), slack=1e-12)
     check.at_most(form(delta, keep), chance(np.sort(delta)[: max(1, keep - 1)]), slack=1e-12)
+    never = np.append(delta, 40.0)
+    check.equal(form(never, len(delta)), ours(scores_of(never), 0))
 
 
 # ---------------------------------------------------------------- 4 how large the gradient can be
@@ -868,6 +877,7 @@ def test_gradient_is_bounded(form, check, delta, noise):
     crowd = np.full(2000, float(ndtri(0.5 ** (1 / 2000))))
     check.at_most(0.9 * 2 / sqrt(2 * pi), mass_of_crowd := gradient_mass(crowd, 1.0))
     check.at_most(mass_of_crowd, form(1.0), slack=1e-12)
+    check.equal(2 * integral(GRID * normal(GRID) * (GRID > 0)), form(1.0), tol=2e-4)
 
 
 def vanishing(d):
@@ -891,6 +901,7 @@ def test_lost_samples_are_silent(form, check, rest, d):
     delta = np.append(np.maximum(rest, -d), -d)
     check.at_most(gradient_mass(delta, 1.0) / 2, form(d) * (1 + 1e-9))
     check.at_most(gradient_mass(np.array([-d]), 1.0) / 2, form(d) * (1 + 1e-9))
+    check.equal(gradient_mass(np.array([-8.0]), 1.0) / 2 / form(8.0), 1.0, tol=1e-6)
     bad = exact_loss(tensor([0.0, 12.0, -1.0, -2.0]), torch.tensor(0), log=True)
     check.true(bad > 30, "the logarithm hears what the chance does not")
 
@@ -1284,6 +1295,9 @@ def test_tail_of_the_repair(form, check):
     rest = [loss - form(d) for loss, d in zip(losses, depths, strict=True)]
     # What remains is log(|d| sqrt(pi)), by the first term of the asymptotic series.
     check.equal(rest, [log(-d * sqrt(pi)) for d in depths], tol=1e-2)
+    steps = [log(-d * sqrt(pi)) / (d * d / 4) for d in depths]
+    errors = [abs(loss / form(d) - 1) for loss, d in zip(losses, depths, strict=True)]
+    check.rate(steps, errors, order=1, within=0.01)
 
 
 @pytest.mark.equation(
@@ -1303,6 +1317,7 @@ def test_convex(form, check, case, data):
         return float(exact_loss(tensor(s), torch.tensor(target), log=True))
 
     check.at_most(loss((mu + other) / 2), form(loss, mu, other), slack=1e-9)
+    check.equal(loss(mu + 0.5), form(loss, mu, mu + 1.0))  # a common shift changes nothing
     # 1 - P is not convex: the chord from a lost sample to a safe one lies below.
     flat = [1 - ours([d, 0.0], 0) for d in (-8.0, -2.0, 4.0)]
     check.true(flat[1] > (flat[0] + flat[2]) / 2, "1 - P is convex here")
