@@ -48,6 +48,10 @@ def _decode(old: str, new: str, file: str = "lib/gplinker/decoding.py") -> Mutan
     return Mutant(file, old, new, ("tests/test_gplinker.py",))
 
 
+def _exact(old: str, new: str, file: str = "lib/exact/_rows.py") -> Mutant:
+    return Mutant(file, old, new, ("tests/test_exact.py",))
+
+
 MUTANTS = (
     # the numbers
     _zlpr("torch.expm1(-above)", "torch.exp(-above)"),
@@ -98,6 +102,24 @@ MUTANTS = (
     _soft("if value < 0 else (low", "if value > 0 else (low", file="lib/soft_zlpr/_probability.py"),
     _soft("torch.lerp(other, own,", "torch.lerp(own, other,", file="lib/soft_zlpr/_labels.py"),
     _soft("near[radius, radius] = 0", "", file="lib/soft_zlpr/_labels.py"),
+    # the expected accuracy
+    _exact("-0.5 * z * z - peak", "-0.5 * z * z"),
+    _exact("depth / curvature", "depth * curvature"),
+    _exact("math.sqrt(depth + math.log(classes))", "1.0"),
+    _exact("-torch.expm1(log_phi) * density", "(1 - log_phi.exp()) * density"),
+    _exact("torch.log1p(-mass)", "(1 - mass).log()"),
+    _exact("torch.float32: -11.0", "torch.float32: -30.0"),
+    _exact("width * _PHI_0 / (1 - mass), 1 / total", "1 / total, 1 / total"),
+    _exact("tail.neg_().log1p_()", "tail.mul_(-2).log1p_()"),
+    _exact("slope * slope < 2 * _NEAR_MODE * curvature", "slope < 1e30"),
+    _exact("2 if tails is _tails_far else 0", "0"),
+    _exact("torch.where(ahead > margin, margin, ahead)", "ahead - margin", "lib/exact/__init__.py"),
+    _exact(
+        "rows.amax(1, keepdim=True) < math.inf",
+        "rows.amax(1, keepdim=True) <= math.inf",
+        "lib/exact/__init__.py",
+    ),
+    _exact("ahead = ahead / noise", "ahead = ahead * noise", "lib/exact/__init__.py"),
     # the decode
     _decode("(by_head > 0) & (by_tail > 0)", "(by_head > 0) | (by_tail > 0)"),
     _decode("(by_head > 0) & (by_tail > 0)", "by_head + by_tail > 0"),
