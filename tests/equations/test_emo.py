@@ -513,9 +513,7 @@ def rest_form(p, e, target):
     kind="identity",
     source=OURS,
     hypotheses="two tokens or more; in float32 too, where the subtracted form has no digits",
-    right=lambda s, e, t: library(emo_loss, s, e, t).float()
-    if s is None
-    else emo_loss(s, t, e),
+    right=lambda s, e, t: emo_loss(s, t, e),
     wrong={
         "1 minus a product near 1, in the same precision": lambda s, e, t: 1
         - (s.softmax(-1) @ functional.normalize(e, dim=1) * functional.normalize(e, dim=1)[t]).sum()
@@ -837,7 +835,7 @@ def half_mmd(p, q, e):
     "eq:emo-sandwich",
     kind="inequality",
     source=OURS,
-    hypotheses="unit embeddings; equality on both sides when both are one-hot, on the left at p = q",
+    hypotheses="unit embeddings; equality on both sides for two one-hot ones, on the left at p = q",
     right=(half_mmd, lambda p, q, e: 1 - dot(mean(p, e), mean(q, e))),
     wrong={
         "the squared distance without the half": (
@@ -1217,11 +1215,6 @@ def ratio_error(rest, limit):
 def test_ratio_on_easy_tokens(form, check):
     steps = [0.1, 0.03, 0.01, 0.003, 0.001]
     check.rate(steps, [ratio_error(step, form) for step in steps], order=1.0, within=0.1)
-    p = [0.02, 0.98 - 1e-9, 1e-9]
-    check.equal(
-        emo([1 - 1e-6, 0, 1e-6], THREE, 1), 1e-6 * 0.1 * 0 + 1e-6 * cost(THREE[2], THREE[1])
-    )
-    check.true(p[1] > 0.9, "the example is meant to be easy")
 
 
 def shifted(p, e, target):
@@ -1273,7 +1266,7 @@ def test_weight_on_easy_tokens(form, check):
     steps = [0.1, 0.03, 0.01, 0.003, 0.001]
     weights = [form([1 - r, r / 2, r / 2], THREE, 0) for r in steps]
     check.rate(steps, weights, order=1.0, within=0.05)
-    film = [0.005, 0.99, 0.005]  # the notes' example has 1.436 for a mean cost of 0.7
+    film = [0.005, 0.99, 0.005]
     check.at_most(form(film, THREE, 1), 0.0105)
     check.at_most(1.4, ce(film, 1) / emo(film, THREE, 1))
 
@@ -1383,7 +1376,7 @@ def test_weight_from_rounding():
     weight = torch.randn(50, 16, generator=rng)
     logits = torch.randn(200, 50, generator=rng)
     targets = torch.randint(50, (200,), generator=rng)
-    logits[torch.arange(200), targets] += 16
+    logits[torch.arange(200), targets] += 20
     true = [
         ce_ / cost_
         for ce_, cost_ in zip(*map(torch.Tensor.tolist, _exact(logits, targets, weight)),
