@@ -234,7 +234,9 @@ def test_ties_and_one_class():
 
 def test_scale_of_rows_does_not_matter():
     logits, targets, table = problem(8)
-    lengths = torch.tensor([1e-200, 1e-30, 1e-3, 1, 5, 1e5, 1e30, 1e150, 2, 3, 1e-100]).double()
+    lengths = torch.tensor(
+        [1e-200, 1e-30, 1e-3, 1, 5, 1e5, 1e30, 1e150, 2, 3, 1e-100], dtype=torch.float64
+    )
     expected = emo_loss(logits, targets, table)
     scaled = table * lengths.unsqueeze(1)
     assert torch.allclose(emo_loss(logits, targets, scaled), expected, rtol=1e-12)
@@ -487,7 +489,7 @@ def test_linear_form_under_autocast_and_mixed_dtypes():
         mixed = linear_emo_loss(hidden.bfloat16(), weight, targets, table)
     (slope,) = torch.autograd.grad(mixed, hidden)
     assert slope.dtype == torch.float32
-    assert mixed == pytest.approx(float(want.detach()), rel=1e-2)
+    assert float(mixed.detach()) == pytest.approx(float(want.detach()), rel=1e-2)
 
 
 def test_linear_form_holds_no_table(monkeypatch):
@@ -710,7 +712,7 @@ def test_corpus():
     assert set(corpus.train.unique().tolist()) == set(range(100))
     assert len(corpus.valid) == pytest.approx(len(corpus.train) / 8, rel=1e-3)
     text = " ".join(corpus.words[i] for i in corpus.train[:60])
-    assert "hamlet , <unk> of denmark" in text
+    assert text.startswith("hamlet , <unk> of <unk> by")
     with raises(ValueError, "size must be at least 2, got 1"):
         experiment.read_corpus(TEXT, size=1)
 

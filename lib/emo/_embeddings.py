@@ -208,8 +208,7 @@ def _inverse_norms(table: Tensor, skipped: Tensor | None, *, centred: bool) -> T
         row = table[index].to(torch.float64)
         largest = float(row.abs().max())
         length = inf if largest == 0 else largest * float((row / largest).norm())
-        if isfinite(largest) and isfinite(1 / length):
-            scale[index] = 1 / length
+        scale[index] = 1 / length if 1 / length <= limits.max else inf
         if not (isfinite(largest) and 0 < float(scale[index]) < inf):
             what = "is the mean of all rows" if centred else "is zero"
             what = f"{what}: it has no direction" if largest == 0 else "is not finite"
