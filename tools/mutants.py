@@ -50,6 +50,8 @@ def _decode(old: str, new: str, file: str = "lib/gplinker/decoding.py") -> Mutan
 
 def _exact(old: str, new: str, file: str = "lib/exact/_rows.py") -> Mutant:
     return Mutant(file, old, new, ("tests/test_exact.py",))
+def _emo(old: str, new: str, file: str = "lib/emo/_linear.py") -> Mutant:
+    return Mutant(file, old, new, ("tests/test_emo.py",))
 
 
 MUTANTS = (
@@ -120,6 +122,19 @@ MUTANTS = (
         "lib/exact/__init__.py",
     ),
     _exact("ahead = ahead / noise", "ahead = ahead * noise", "lib/exact/__init__.py"),
+    # prices of tokens
+    _emo("z.scatter_(1, gold, 0.0)  # out of", "z.mul_(1.0)  # out of"),
+    _emo("(rest - likeness).clamp_(min=0)", "(rest + likeness).clamp_(min=0)"),
+    _emo("-a * rest - b * gold_p * emo", "-a * rest"),
+    _emo("gradients, ctx.gradients = ctx.gradients, None", "gradients = ctx.gradients"),
+    _emo("d_weight.addmm_(z.T, rows)", "d_weight.copy_(z.T @ rows)"),
+    _emo("gradient.mul_(upstream)", "gradient.mul_(1.0)"),
+    _emo("wrong = p.scatter(1, column, 0.0)", "wrong = p", file="lib/emo/_rows.py"),
+    _emo("total / counts.sum() if", "total / counts.numel() if", file="lib/emo/_rows.py"),
+    _emo("0.5 * ratio", "ratio", file="lib/emo/_mixture.py"),
+    _emo("emo > 4 * torch", "emo >= 0 * torch", file="lib/emo/_mixture.py"),
+    _emo("odd &= ~skipped", "odd &= skipped", file="lib/emo/_embeddings.py"),
+    _emo("return 1 - first, sqrt(", "return first, sqrt(", file="lib/emo/_embeddings.py"),
     # the decode
     _decode("(by_head > 0) & (by_tail > 0)", "(by_head > 0) | (by_tail > 0)"),
     _decode("(by_head > 0) & (by_tail > 0)", "by_head + by_tail > 0"),
