@@ -249,6 +249,20 @@ def test_a_tiny_target_at_the_largest_term(weight, distance):
         assert abs(cell - true) < 2e-5 * abs(true) + 1e-7 * 1e-3
 
 
+@pytest.mark.parametrize("level", [5.9, 6.1, 63.0, 65.0, 87.5, 88.5, 100.0, 110.0])
+@pytest.mark.parametrize("degree", [0.5, 1e-6])
+def test_the_ends_of_the_ways_to_compute(level, degree):
+    logits = torch.tensor([[level, -level, 0.3]], requires_grad=True)
+    targets = torch.tensor([[degree, 1 - degree, 0.5]])
+    loss = soft_zlpr_loss(logits, targets)
+    (gradient,) = torch.autograd.grad(loss, logits)
+    exact = logits.detach().double().requires_grad_()
+    true = soft_zlpr_loss(exact, targets.double())
+    (slope,) = torch.autograd.grad(true, exact)
+    assert abs(loss.item() - true.item()) < 3e-7 * true.item()
+    torch.testing.assert_close(gradient.double(), slope, rtol=2e-5, atol=1e-30)
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
 def test_the_slope_at_exact_targets_is_finite_however_wrong_the_score(dtype):
     logits = torch.tensor([[-1e4, 1e4, -50.0, 50.0, 2.0, -1.0]], dtype=dtype)
