@@ -143,7 +143,7 @@ def exact_loss(
     r"""EXACT loss, the chance of a wrong decision, or its repair, the negative log-likelihood.
 
     .. math::
-        \ell = 1 - P_\tau \qquad\text{or, if \texttt{log},}\qquad \ell = -\log P_\tau
+        \ell = 1 - P_\tau \qquad\text{or, with log,}\qquad \ell = -\log P_\tau
 
     The two agree to first order where the decision is safe. On badly wrong rows the first is flat,
     with a gradient that vanishes, and the second grows like a square.
