@@ -1,8 +1,8 @@
 """EMO and its relatives: values and gradients on every path, extremes, errors, soft targets."""
 
+import gzip
 import math
 import re
-from pathlib import Path
 
 import numpy as np
 import ot
@@ -36,7 +36,6 @@ MIXTURES = {
     "emo scaled, capped": Mixture.emo_scaled_to_cross_entropy(cap=1.1),
     "cross-entropy scaled": Mixture.cross_entropy_scaled_to_emo(),
 }
-TEXT = Path(__file__).resolve().parents[1] / "book" / "data" / "shakespeare.txt.gz"
 
 
 def raises(kind, message):
@@ -719,16 +718,19 @@ def test_modules():
 # ------------------------------------------------------------------------------------ experiment
 
 
-def test_corpus():
-    corpus = experiment.read_corpus(TEXT, size=100)
-    assert corpus.words[0] == "<unk>"
-    assert len(set(corpus.words)) == 100
-    assert set(corpus.train.unique().tolist()) == set(range(100))
-    assert len(corpus.valid) == pytest.approx(len(corpus.train) / 8, rel=1e-3)
-    text = " ".join(corpus.words[i] for i in corpus.train[:60])
-    assert text.startswith("hamlet , <unk> of <unk> by")
+def test_corpus(tmp_path):
+    first = "The King's men, the king; THE END!  " * 10
+    second = "A rare word. " * 10
+    path = tmp_path / "plays.txt.gz"
+    path.write_bytes(gzip.compress(f"{first}\f{second}".encode("ascii")))
+    corpus = experiment.read_corpus(path, size=5)
+    # three times as often as any other word; then by frequency and alphabet
+    assert corpus.words == ("<unk>", "the", "!", ",", ";")
+    assert [len(part) for part in corpus[1:]] == [80 + 32, 10 + 4, 10 + 4]
+    assert corpus.train[:10].tolist() == [1, 0, 0, 3, 1, 0, 4, 1, 0, 2]
+    assert set(corpus.test[10:].tolist()) == {0}
     with raises(ValueError, "size must be at least 2, got 1"):
-        experiment.read_corpus(TEXT, size=1)
+        experiment.read_corpus(path, size=1)
 
 
 def test_neighbour_embeddings():
