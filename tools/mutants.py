@@ -128,6 +128,7 @@ MUTANTS = (
     _emo("-a * rest - b * gold_p * emo", "-a * rest"),
     _emo("gradients, ctx.gradients = ctx.gradients, None", "gradients = ctx.gradients"),
     _emo("d_weight.addmm_(z.T, rows)", "d_weight.copy_(z.T @ rows)"),
+    _emo("likely = gold_p + likeness", "likely = 1 - emo"),
     _emo("gradient.mul_(upstream)", "gradient.mul_(1.0)"),
     _emo("wrong = p.scatter(1, column, 0.0)", "wrong = p", file="lib/emo/_rows.py"),
     _emo("total / counts.sum() if", "total / counts.numel() if", file="lib/emo/_rows.py"),

@@ -180,7 +180,9 @@ def _pass(
         # 3 gradients: p (a + b (cost - mean cost)), and the target's own cell
         if factor is None or (d_hidden is None and d_weight is None):
             continue
-        level = 1 - emo if a is None or b is None else a + b * (1 - emo)
+        # 1 - emo from its parts, which are small where the loss is near 1
+        likely = gold_p + likeness
+        level = likely if a is None or b is None else a + b * likely
         c.mul_(-1 if b is None else -b).add_(level)
         z.mul_(c)
         at_gold = -gold_p * emo if a is None or b is None else -a * rest - b * gold_p * emo

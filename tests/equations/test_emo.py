@@ -407,8 +407,7 @@ def test_triangle_is_broken(form, check):
     "eq:emo-cost-relaxed",
     kind="inequality",
     source=STANDARD,
-    hypotheses="unit vectors; equality for opposite ends through the middle of a straight line, "
-    "approached by small angles",
+    hypotheses="unit vectors; equality approached by three unit vectors at small equal angles",
     right=lambda direct, first, second: 2 * (first + second),
     wrong={"without the 2": lambda direct, first, second: first + second},
 )
