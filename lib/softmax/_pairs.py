@@ -51,16 +51,13 @@ class _ByRows(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, rows: Tensor, mask: Tensor | None, gamma: float) -> tuple[Tensor, Tensor]:
-        dtype = _checks.compute_dtype(rows.dtype)
-        tops = rows.new_empty((rows.shape[0], 1), dtype=dtype)
-        totals = torch.empty_like(tops)
-        for part, cells in _chunks(rows, dtype):
-            _load(cells, rows[part], mask, part)
-            tops[part] = cells.amax(-1, keepdim=True)
-            cells.sub_(finite(tops[part])).mul_(gamma * _LOG2_E).exp2_()
-            totals[part] = cells.sum(-1, keepdim=True)
-        empty = tops == -inf
-        totals.masked_fill_(empty, 1)
+        # On a GPU a branch costs nothing, and a look at the sums would.
+        ctx.branching = rows.is_cuda
+        tops, totals = _sums(rows, mask, gamma, ctx.branching)
+        if mask is not None and not ctx.branching and bool(totals.isnan().any()):
+            ctx.branching = True
+            tops, totals = _sums(rows, mask, gamma, ctx.branching)
+        totals.masked_fill_(tops == -inf, 1)
         ctx.save_for_backward(rows, mask, finite(tops), totals)
         ctx.gamma = gamma
         top = tops.squeeze(1)
@@ -75,7 +72,7 @@ class _ByRows(torch.autograd.Function):
         factor = upstream.unsqueeze(1) / total
         gradient = torch.empty_like(rows, memory_format=torch.contiguous_format)
         for part, cells in _chunks(rows, shift.dtype, gradient):
-            _load(cells, rows[part], mask, part)
+            _load(cells, rows[part], None if mask is None else mask[part], ctx.branching)
             cells.sub_(shift[part]).mul_(ctx.gamma * _LOG2_E).exp2_().mul_(factor[part])
             if cells.dtype != gradient.dtype:
                 gradient[part] = cells
@@ -111,12 +108,35 @@ def _chunks(
         yield part, into[part] if into is not None and fits else scratch[: part.stop - start]
 
 
-def _load(cells: Tensor, rows: Tensor, mask: Tensor | None, part: slice) -> None:
-    """Copy rows into the buffer, minus infinity where they do not count."""
+def _sums(
+    rows: Tensor, mask: Tensor | None, gamma: float, branching: bool
+) -> tuple[Tensor, Tensor]:
+    """Largest score of each row and the sum of exponentials below it, ``(R, 1)``."""
+    dtype = _checks.compute_dtype(rows.dtype)
+    tops = rows.new_empty((rows.shape[0], 1), dtype=dtype)
+    totals = torch.empty_like(tops)
+    for part, cells in _chunks(rows, dtype):
+        _load(cells, rows[part], None if mask is None else mask[part], branching)
+        tops[part] = cells.amax(-1, keepdim=True)
+        cells.sub_(finite(tops[part])).mul_(gamma * _LOG2_E).exp2_()
+        totals[part] = cells.sum(-1, keepdim=True)
+    return tops, totals
+
+
+def _load(cells: Tensor, rows: Tensor, mask: Tensor | None, branching: bool) -> None:
+    """Copy rows into the buffer, minus infinity where they do not count.
+
+    ``torch.where`` branches on every cell, and on a CPU guesses wrong half of the time when the
+    mask is irregular. The smaller of the score and plus or minus infinity takes a fraction of
+    that, but lets NaN through, also from under the mask.
+    """
     if mask is None:
         cells.copy_(rows)
+    elif branching:
+        torch.where(mask, rows.to(cells.dtype), cells.new_tensor(-inf), out=cells)
     else:
-        torch.where(mask[part], rows.to(cells.dtype), cells.new_tensor(-inf), out=cells)
+        limit = torch.empty_like(cells).copy_(mask).sub_(0.5).mul_(inf)
+        torch.minimum(rows.to(cells.dtype), limit, out=cells)
 
 
 def finite(top: Tensor) -> Tensor:
