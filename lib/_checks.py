@@ -89,15 +89,18 @@ def check_logits(logits: Tensor) -> None:
         )
 
 
-def check_labels(name: str, labels: Tensor, logits: Tensor) -> None:
-    """Raise unless ``labels`` is real-valued, of the logits' shape and on their device."""
+def check_labels(name: str, labels: Tensor, logits: Tensor, of: str = "logits") -> None:
+    """Raise unless ``labels`` is real-valued, of the logits' shape and on their device.
+
+    ``of`` is what the caller calls its logits.
+    """
     _check_tensor(name, labels)
     if labels.dtype.is_complex:
         raise TypeError(f"{name} must be bool or real, got {labels.dtype}")
-    _check_device(name, labels, logits)
+    _check_device(name, labels, logits, of)
     if labels.shape != logits.shape:
         raise ValueError(
-            f"{name} must have the shape of logits, expected {tuple(logits.shape)}, "
+            f"{name} must have the shape of {of}, expected {tuple(logits.shape)}, "
             f"got {tuple(labels.shape)}"
         )
 
@@ -133,19 +136,22 @@ def check_classes(name: str, classes: Tensor, logits: Tensor) -> None:
         )
 
 
-def check_mask(mask: Tensor | None, logits: Tensor) -> Tensor | None:
-    """Raise unless ``mask`` is bool and broadcasts to the logits; return it expanded to them."""
+def check_mask(mask: Tensor | None, logits: Tensor, of: str = "logits") -> Tensor | None:
+    """Raise unless ``mask`` is bool and broadcasts to the logits; return it expanded to them.
+
+    ``of`` is what the caller calls its logits.
+    """
     if mask is None:
         return None
     _check_tensor("mask", mask)
     if mask.dtype != torch.bool:
         raise TypeError(f"mask must have dtype torch.bool, got {mask.dtype}")
-    _check_device("mask", mask, logits)
+    _check_device("mask", mask, logits, of)
     try:
         return mask.expand(logits.shape)
     except RuntimeError:
         raise ValueError(
-            f"mask must broadcast to the shape of logits, expected {tuple(logits.shape)}, "
+            f"mask must broadcast to the shape of {of}, expected {tuple(logits.shape)}, "
             f"got {tuple(mask.shape)}"
         ) from None
 
@@ -177,8 +183,8 @@ def _check_tensor(name: str, value: object) -> None:
         raise TypeError(f"{name} must be a torch.Tensor, got {type(value).__name__}")
 
 
-def _check_device(name: str, tensor: Tensor, logits: Tensor) -> None:
+def _check_device(name: str, tensor: Tensor, logits: Tensor, of: str = "logits") -> None:
     if tensor.device != logits.device:
         raise ValueError(
-            f"{name} must be on the device of logits, expected {logits.device}, got {tensor.device}"
+            f"{name} must be on the device of {of}, expected {logits.device}, got {tensor.device}"
         )

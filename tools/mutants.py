@@ -18,6 +18,7 @@ from pathlib import Path
 __all__ = ["MUTANTS", "Mutant", "main", "mutate"]
 
 ROOT = Path(__file__).resolve().parent.parent
+_SOFTMAX = "lib/softmax/__init__.py"
 LIMIT_S = 300  # a mutant that loops for ever counts as caught
 
 
@@ -52,6 +53,8 @@ def _exact(old: str, new: str, file: str = "lib/exact/_rows.py") -> Mutant:
     return Mutant(file, old, new, ("tests/test_exact.py",))
 def _emo(old: str, new: str, file: str = "lib/emo/_linear.py") -> Mutant:
     return Mutant(file, old, new, ("tests/test_emo.py",))
+def _softmax(old: str, new: str, file: str = "lib/softmax/_pairs.py") -> Mutant:
+    return Mutant(file, old, new, ("tests/test_softmax.py",))
 
 
 MUTANTS = (
@@ -147,6 +150,21 @@ MUTANTS = (
     _decode(".topk(limit).indices", ".topk(limit, largest=False).indices"),
     _decode("cells[:, 0] > cells[:, 1]", "cells[:, 0] > cells[:, 1] + 1"),
     _decode("torch.stack(four).amin(dim=0)", "torch.stack(four).amax(dim=0)"),
+    # smooth maxima
+    _softmax("factor = upstream.unsqueeze(1) / total", "factor = upstream.unsqueeze(1)"),
+    _softmax("return top.masked_fill(top == -inf, 0)", "return top"),
+    _softmax("totals.log().div_(gamma)", "totals.log().mul_(gamma)"),
+    _softmax("total.masked_fill(top == -inf, 1).log() / gamma", "total.log() / gamma"),
+    _softmax("if mask is not None and not ctx.branching and", "if mask is None and"),
+    _softmax("excess2 + (top2 - shift)", "excess2"),
+    _softmax("if callable(chunk) and torch.is_grad_enabled():", "if False:", _SOFTMAX),
+    _softmax("columns[..., : degree + 1]", "columns[..., :degree]", "lib/softmax/_subsets.py"),
+    _softmax("+ k * middle.squeeze(-1)", "", "lib/softmax/_subsets.py"),
+    _softmax("one[..., 0] = 0", "one[..., 0] = 1", "lib/softmax/_subsets.py"),
+    _softmax("few | logs.isnan()", "logs.isnan()", _SOFTMAX),
+    _softmax("total.masked_fill(total == 0, 1)", "total", _SOFTMAX),
+    _softmax("near = values > -log(2)", "near = values > -40", _SOFTMAX),
+    _softmax("(0 - torch.expm1(", "(-torch.expm1(", _SOFTMAX),
 )
 
 

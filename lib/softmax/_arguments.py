@@ -1,0 +1,77 @@
+"""What the functions of this module ask of their arguments, said in their arguments' names."""
+
+from math import inf
+
+from torch import Tensor
+
+from lib import _checks
+
+__all__ = [
+    "check_floating",
+    "check_scores",
+    "check_subset_size",
+    "checked_gamma",
+    "index_of",
+    "refuse_nan",
+]
+
+_LARGEST_GAMMA = 1e30  # beyond it, or below its inverse, single precision has no room
+
+
+def check_floating(name: str, tensor: object) -> None:
+    """Raise unless ``tensor`` is one, of a floating-point dtype."""
+    if not isinstance(tensor, Tensor):
+        raise TypeError(f"{name} must be a torch.Tensor, got {type(tensor).__name__}")
+    if not tensor.dtype.is_floating_point:
+        raise TypeError(f"{name} must have a floating-point dtype, got {tensor.dtype}")
+
+
+def check_scores(name: str, scores: object, dim: int) -> int:
+    """Raise unless there is at least one score along ``dim``; return how many there are."""
+    check_floating(name, scores)
+    assert isinstance(scores, Tensor)  # for the type checker
+    if not -scores.dim() <= dim < scores.dim():
+        raise IndexError(
+            f"dim must be a dimension of {name}, got {dim} for shape {tuple(scores.shape)}"
+        )
+    if scores.shape[dim] == 0:
+        raise ValueError(
+            f"{name} must hold at least 1 entry along dim {dim}, got shape {tuple(scores.shape)}"
+        )
+    return scores.shape[dim]
+
+
+def checked_gamma(gamma: float) -> float:
+    """Raise unless ``gamma`` is a number that leaves single precision some room; return it."""
+    if isinstance(gamma, bool) or not isinstance(gamma, int | float):
+        raise TypeError(f"gamma must be a number, got {type(gamma).__name__}")
+    if not 1 / _LARGEST_GAMMA <= gamma <= _LARGEST_GAMMA:
+        raise ValueError(f"gamma must be from 1e-30 to 1e30, got {gamma:g}")
+    return float(gamma)
+
+
+def check_subset_size(k: int, size: int) -> None:
+    """Raise unless there can be a subset of ``k`` out of ``size`` scores."""
+    if isinstance(k, bool) or not isinstance(k, int):
+        raise TypeError(f"k must be an int, got {type(k).__name__}")
+    if not 0 <= k <= size:
+        raise ValueError(f"k must be from 0 to the number of scores, {size}, got {k}")
+
+
+def refuse_nan(result: Tensor, name: str, scores: Tensor, mask: Tensor | None) -> None:
+    """Name the bad score behind a result that is NaN, if values can be read."""
+    if not _checks.values_readable(scores, mask) or not bool(result.isnan().any()):
+        return
+    bad = scores.isnan() | (scores == inf)
+    if mask is not None:
+        bad &= mask
+    place = _checks.first_true(bad)
+    raise ValueError(
+        f"{name} must be finite or -inf where they count, got {scores[place].item()} "
+        f"at {name}{index_of(place)}"
+    )
+
+
+def index_of(place: tuple[int, ...]) -> str:
+    """Write an index as Python would; nothing for the only entry of a scalar."""
+    return f"[{', '.join(map(str, place))}]" if place else ""
