@@ -51,8 +51,12 @@ def _decode(old: str, new: str, file: str = "lib/gplinker/decoding.py") -> Mutan
 
 def _exact(old: str, new: str, file: str = "lib/exact/_rows.py") -> Mutant:
     return Mutant(file, old, new, ("tests/test_exact.py",))
+
+
 def _emo(old: str, new: str, file: str = "lib/emo/_linear.py") -> Mutant:
     return Mutant(file, old, new, ("tests/test_emo.py",))
+
+
 def _softmax(old: str, new: str, file: str = "lib/softmax/_pairs.py") -> Mutant:
     return Mutant(file, old, new, ("tests/test_softmax.py",))
 
