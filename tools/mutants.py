@@ -59,6 +59,8 @@ def _emo(old: str, new: str, file: str = "lib/emo/_linear.py") -> Mutant:
 
 def _softmax(old: str, new: str, file: str = "lib/softmax/_pairs.py") -> Mutant:
     return Mutant(file, old, new, ("tests/test_softmax.py",))
+
+
 def _pointer(old: str, new: str, file: str = "lib/global_pointer/_products.py") -> Mutant:
     return Mutant(file, old, new, ("tests/test_global_pointer_losses.py",))
 

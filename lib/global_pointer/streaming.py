@@ -51,8 +51,6 @@ def streaming_zlpr_loss(
 
     and the backward pass computes each tile again.
 
-    Equations: :eq:`eq:gp-score`, :eq:`eq:gp-streaming`
-
     Parameters
     ----------
     queries, keys
