@@ -1,13 +1,4 @@
-r"""GlobalPointer: one score for every pair of token positions, for each of several heads.
-
-A head is a table. Cell (i, j) scores the span that starts at token i and ends at token j, or the
-link from token i to token j; the cell is chosen when its score is above 0. The tables are meant
-for :func:`lib.zlpr.zlpr_loss` and :func:`lib.zlpr.sparse_zlpr_loss`, which train that threshold.
-
-Two modules fill them. :class:`GlobalPointer` gives each head its own queries and keys.
-:class:`EfficientGlobalPointer` shares one pair table among all heads and adds to it a score for
-the start and one for the end; :meth:`EfficientGlobalPointer.parts` returns these three.
-"""
+"""The two pointers as modules: from states to tables, or to loss and spans without tables."""
 
 from typing import NamedTuple
 
@@ -16,69 +7,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lib import _checks
+from lib.global_pointer._arguments import kind, no_autocast, upcast
+from lib.global_pointer.decoding import Spans, factorised_spans
+from lib.global_pointer.factorised import factorised_zlpr_loss
+from lib.global_pointer.rope import apply_rope
+from lib.global_pointer.streaming import streaming_zlpr_loss
 
-__all__ = ["EfficientGlobalPointer", "GlobalPointer", "PointerParts", "apply_rope"]
-
-
-def apply_rope(x: Tensor, *, base: float = 10000.0) -> Tensor:
-    r"""Rotate the channels of each position by angles proportional to the position.
-
-    .. math:: (\mathcal R_i x)_{2m} + \mathrm i\,(\mathcal R_i x)_{2m+1}
-        = (x_{2m} + \mathrm i\,x_{2m+1})\, e^{\mathrm i\, i\, \theta_m},
-        \qquad \theta_m = \text{base}^{-2m/d}
-
-    so that :math:`\langle \mathcal R_i q, \mathcal R_j k\rangle` depends on i and j through
-    j − i alone, and lengths are kept.
-
-    Equations: :eq:`eq:gplinker-rotation`, :eq:`eq:gplinker-rope`
-
-    Parameters
-    ----------
-    x : Tensor
-        Shape ``(..., L, d)``, floating point, d even. Row i is position i, counted from 0.
-    base : float
-        Above 1. The slowest plane turns by about 1/base per position.
-
-    Returns
-    -------
-    Tensor
-        Shape, dtype and device of `x`. Angles, cosines and the rotation itself are computed in
-        float32 for half-precision input (an angle of 500 has no decimals left in bfloat16), in
-        the dtype of `x` otherwise.
-
-    Raises
-    ------
-    TypeError
-        If `x` is not a floating-point tensor.
-    ValueError
-        If `x` has fewer than two dimensions or an odd last one, or `base` is not above 1.
-
-    Notes
-    -----
-    Channels 2m and 2m+1 form plane m (the interleaved convention). Source: Su et al., RoFormer
-    (2024), section 3.2.
-
-    Examples
-    --------
-    >>> x = torch.tensor([[1.0, 0.0], [1.0, 0.0]])
-    >>> apply_rope(x)  # position 0 stays, position 1 turns by one radian
-    tensor([[1.0000, 0.0000],
-            [0.5403, 0.8415]])
-    """
-    if not isinstance(x, Tensor) or not x.is_floating_point():
-        raise TypeError(f"x: expected a floating-point tensor, got {_kind(x)}")
-    if x.dim() < 2 or x.shape[-1] % 2:
-        raise ValueError(f"x: expected shape (..., L, d) with d even, got {tuple(x.shape)}")
-    if not base > 1:
-        raise ValueError(f"base: expected a number above 1, got {base}")
-    work = _checks.compute_dtype(x.dtype)
-    planes = torch.arange(0, x.shape[-1], 2, dtype=work, device=x.device)
-    positions = torch.arange(x.shape[-2], dtype=work, device=x.device)
-    angles = positions[:, None] * base ** (-planes / x.shape[-1])
-    cos, sin = angles.cos(), angles.sin()
-    even, odd = x[..., 0::2], x[..., 1::2]  # promoted to `work` by cos and sin
-    turned = torch.stack((even * cos - odd * sin, even * sin + odd * cos), dim=-1)
-    return turned.flatten(-2).to(x.dtype)
+__all__ = ["EfficientGlobalPointer", "GlobalPointer", "PointerParts"]
 
 
 class PointerParts(NamedTuple):
@@ -104,7 +39,7 @@ class GlobalPointer(nn.Module):
     with :math:`\mathcal R` the identity when `rope` is off and :math:`\beta = 0` without
     `bias_start`.
 
-    Equations: :eq:`eq:gplinker-pointer`
+    Equations: :eq:`eq:gp-score`, :eq:`eq:gplinker-pointer`
 
     Parameters
     ----------
@@ -184,15 +119,85 @@ class GlobalPointer(nn.Module):
             If a shape disagrees.
         """
         _check_input(hidden, mask, self.projection.in_features)
-        projected = _upcast(self.projection(hidden))
-        with _no_autocast(hidden):
-            batch, length = hidden.shape[:2]
-            by_head = projected.view(batch, length, self.heads, 2, self.head_size)
-            query, key = by_head.permute(3, 0, 2, 1, 4)
-            scores = _products(query, key, self.rope)
+        query, key = self._queries_and_keys(hidden)
+        with no_autocast(hidden):
+            scores = torch.matmul(query, key.transpose(-2, -1))
             if self.bias is not None:
-                scores = scores + _upcast(self.bias)[:, None, None]
+                scores = scores + upcast(self.bias)[:, None, None]
             return _hide(scores, mask, self.causal)
+
+    def loss(
+        self,
+        hidden: Tensor,
+        positives: Tensor,
+        mask: Tensor | None = None,
+        *,
+        reduction: _checks.Reduction = "mean",
+    ) -> Tensor:
+        """ZLPR loss of the tables, which are not filled: :func:`streaming_zlpr_loss`.
+
+        Parameters
+        ----------
+        hidden, mask : Tensor
+            As in :meth:`forward`.
+        positives : Tensor
+            Cells (i, j) of each head, ``(B, H, K, 2)`` int64, filled up with (-1, -1).
+        reduction : str
+            Over batch and heads: "none", "mean" or "sum".
+
+        Returns
+        -------
+        Tensor
+            ``(B, H)`` or a scalar; dtype of the scores.
+
+        Raises
+        ------
+        TypeError, ValueError
+            As :meth:`forward` and :func:`streaming_zlpr_loss`.
+        """
+        _check_input(hidden, mask, self.projection.in_features)
+        query, key = self._queries_and_keys(hidden)
+        bias = None if self.bias is None else self.bias.to(query.dtype)
+        return streaming_zlpr_loss(
+            query, key, positives, bias=bias, mask=mask, causal=self.causal, reduction=reduction
+        )
+
+    @torch.no_grad()
+    def spans(self, hidden: Tensor, mask: Tensor | None = None) -> Spans:
+        """Find the cells above 0; arguments and errors are those of :meth:`forward`.
+
+        Returns
+        -------
+        Spans
+            ``cells`` (N, 4), rows of (batch, head, i, j) in the order of the tables, and their
+            ``scores``. Every score has to be computed; the tables of one text are held at a time.
+        """
+        _check_input(hidden, mask, self.projection.in_features)
+        query, key = self._queries_and_keys(hidden)
+        found = []
+        for text in range(len(hidden)):
+            with no_autocast(hidden):
+                scores = torch.matmul(query[text], key[text].transpose(-2, -1))
+                if self.bias is not None:
+                    scores = scores + upcast(self.bias)[:, None, None]
+            shown = None if mask is None else mask[text : text + 1]
+            scores = _hide(scores.unsqueeze(0), shown, self.causal)
+            cells = (scores > 0).nonzero()
+            values = scores[tuple(cells.T)]
+            cells[:, 0] = text
+            found.append(Spans(cells, values))
+        if not found:
+            return Spans(query.new_empty((0, 4), dtype=torch.int64), query.new_empty(0))
+        return Spans(*map(torch.cat, zip(*found, strict=True)))
+
+    def _queries_and_keys(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
+        """Compute queries and keys ``(B, H, L, d)``, whose products are the scores but for the bias."""
+        projected = upcast(self.projection(hidden))
+        batch, length = hidden.shape[:2]
+        by_head = projected.view(batch, length, self.heads, 2, self.head_size)
+        query, key = by_head.permute(3, 0, 2, 1, 4)
+        with no_autocast(hidden):
+            return _turned(query, key, self.rope)
 
     def extra_repr(self) -> str:
         """Show the options beside the projection."""
@@ -209,7 +214,7 @@ class EfficientGlobalPointer(nn.Module):
 
     A answers whether i and j belong together, b and c to which head. The rotation enters A only.
 
-    Equations: :eq:`eq:gplinker-efficient`
+    Equations: :eq:`eq:gp-efficient`, :eq:`eq:gplinker-efficient`
 
     Parameters
     ----------
@@ -282,12 +287,13 @@ class EfficientGlobalPointer(nn.Module):
             If its shape is not ``(B, L, D)``.
         """
         _check_input(hidden, None, self.projection.in_features)
-        projected = _upcast(self.projection(hidden))
-        with _no_autocast(hidden):
+        projected = upcast(self.projection(hidden))
+        with no_autocast(hidden):
             query, key = projected.chunk(2, dim=-1)
-            pair = _products(query, key, self.rope)
+            query, key = _turned(query, key, self.rope)
+            pair = torch.matmul(query, key.transpose(-2, -1))
             layer = self.head_scores
-            by_head = F.linear(projected, _upcast(layer.weight), _upcast(layer.bias)) / 2
+            by_head = F.linear(projected, upcast(layer.weight), upcast(layer.bias)) / 2
             start, end = by_head.transpose(1, 2).chunk(2, dim=1)
             return PointerParts(pair, start, end)
 
@@ -303,17 +309,43 @@ class EfficientGlobalPointer(nn.Module):
         scores = pair + start[..., :, None]
         return scores.add_(end[..., None, :])  # in place: the table is the largest tensor here
 
+    def loss(
+        self,
+        hidden: Tensor,
+        positives: Tensor,
+        mask: Tensor | None = None,
+        *,
+        reduction: _checks.Reduction = "mean",
+    ) -> Tensor:
+        """ZLPR loss of the tables, which are not filled: :func:`factorised_zlpr_loss` of the parts.
+
+        Arguments and result are those of :meth:`GlobalPointer.loss`.
+        """
+        _check_input(hidden, mask, self.projection.in_features)
+        return factorised_zlpr_loss(
+            *self.parts(hidden), positives, mask=mask, causal=self.causal, reduction=reduction
+        )
+
+    @torch.no_grad()
+    def spans(self, hidden: Tensor, mask: Tensor | None = None) -> Spans:
+        """Find the cells above 0 without filling the tables: :func:`factorised_spans` of the parts.
+
+        Arguments and result are those of :meth:`GlobalPointer.spans`.
+        """
+        _check_input(hidden, mask, self.projection.in_features)
+        return factorised_spans(*self.parts(hidden), mask=mask, causal=self.causal)
+
     def extra_repr(self) -> str:
         """Show the options beside the two layers."""
         return f"heads={self.heads}, causal={self.causal}, rope={self.rope}"
 
 
-def _products(query: Tensor, key: Tensor, rope: bool) -> Tensor:
-    """Scaled products of all queries with all keys, ``(..., L, d)`` twice → ``(..., L, L)``."""
+def _turned(query: Tensor, key: Tensor, rope: bool) -> tuple[Tensor, Tensor]:
+    """Rotate queries and keys, and scale the queries, so that products are scores."""
     if rope:
         query, key = apply_rope(query), apply_rope(key)
     # Scaling the queries costs L·d operations, scaling the products L².
-    return torch.matmul(query * float(query.shape[-1]) ** -0.5, key.transpose(-2, -1))
+    return query * float(query.shape[-1]) ** -0.5, key
 
 
 def _hide(scores: Tensor, mask: Tensor | None, causal: bool) -> Tensor:
@@ -329,20 +361,10 @@ def _hide(scores: Tensor, mask: Tensor | None, causal: bool) -> Tensor:
     return scores.masked_fill(~keep, -torch.inf)
 
 
-def _upcast(x: Tensor) -> Tensor:
-    """Half precision to float32; float32 and float64 as they are."""
-    return x.to(_checks.compute_dtype(x.dtype))
-
-
-def _no_autocast(x: Tensor) -> torch.autocast:
-    """Keep autocast from sending the scores back to half precision."""
-    return torch.autocast(x.device.type, enabled=False)
-
-
 def _check_sizes(hidden_size: int, heads: int, head_size: int, rope: bool) -> None:
     for name, value in (("hidden_size", hidden_size), ("heads", heads), ("head_size", head_size)):
         if isinstance(value, bool) or not isinstance(value, int):
-            raise TypeError(f"{name}: expected an int, got {_kind(value)}")
+            raise TypeError(f"{name}: expected an int, got {kind(value)}")
         if value < 1:
             raise ValueError(f"{name}: expected at least 1, got {value}")
     if rope and head_size % 2:
@@ -351,19 +373,14 @@ def _check_sizes(hidden_size: int, heads: int, head_size: int, rope: bool) -> No
 
 def _check_input(hidden: Tensor, mask: Tensor | None, hidden_size: int) -> None:
     if not isinstance(hidden, Tensor) or not hidden.is_floating_point():
-        raise TypeError(f"hidden: expected a floating-point tensor, got {_kind(hidden)}")
+        raise TypeError(f"hidden: expected a floating-point tensor, got {kind(hidden)}")
     if hidden.dim() != 3 or hidden.shape[-1] != hidden_size:
         raise ValueError(f"hidden: expected shape (B, L, {hidden_size}), got {tuple(hidden.shape)}")
     if mask is None:
         return
     if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
-        raise TypeError(f"mask: expected a bool tensor, got {_kind(mask)}")
+        raise TypeError(f"mask: expected a bool tensor, got {kind(mask)}")
     if mask.shape != hidden.shape[:2]:
         raise ValueError(
             f"mask: expected shape {tuple(hidden.shape[:2])} like hidden, got {tuple(mask.shape)}"
         )
-
-
-def _kind(value: object) -> str:
-    """Name a value's type, for a message."""
-    return str(value.dtype) if isinstance(value, Tensor) else type(value).__name__

@@ -1,0 +1,223 @@
+"""ZLPR of an efficient pointer's tables, from their parts."""
+
+from math import inf
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lib import _checks
+from lib.global_pointer import _products
+from lib.global_pointer._arguments import (
+    Shape,
+    check_mask,
+    check_parts,
+    check_positives,
+    refuse_positives,
+    refuse_scores,
+)
+
+__all__ = ["factorised_zlpr_loss"]
+
+
+def factorised_zlpr_loss(
+    pair_scores: Tensor,
+    start_scores: Tensor,
+    end_scores: Tensor,
+    positives: Tensor,
+    *,
+    mask: Tensor | None = None,
+    causal: bool = False,
+    reduction: _checks.Reduction = "mean",
+) -> Tensor:
+    r"""ZLPR loss of all heads of an efficient pointer, without their tables.
+
+    For scores :math:`s_a(i, j) = A_{ij} + b_{a,i} + c_{a,j}` the sum over all cells of a head is a
+    bilinear form, and one product of matrices gives it for all heads:
+
+    .. math::
+        \log \sum_{i,j} e^{s_a(i,j)} = \log\bigl(u_a^\top W v_a\bigr),
+        \qquad u_a = e^{b_a},\quad W = e^{A},\quad v_a = e^{c_a}
+
+    with W zero on cells that do not count. The loss of a head is
+
+    .. math::
+        \ell_a = \log\Bigl(1 + \sum_{(i,j) \notin \mathcal P_a} e^{s_a(i,j)}\Bigr)
+               + \log\Bigl(1 + \sum_{(i,j) \in \mathcal P_a} e^{-s_a(i,j)}\Bigr)
+
+    and its gradients are products as well. Time and memory of H tables of L² cells become those of
+    one table and of H × L vectors.
+
+    Equations: :eq:`eq:gp-factorised`, :eq:`eq:gp-factorised-loss`, :eq:`eq:gp-factorised-gradient`
+
+    Parameters
+    ----------
+    pair_scores
+        A, shape ``(B, L, L)`` with ``L >= 1``, any floating dtype. Finite or :math:`-\infty`; a
+        cell at :math:`-\infty` does not count.
+    start_scores, end_scores
+        b and c, shape ``(B, H, L)``, dtype of `pair_scores`. Finite or :math:`-\infty`; at
+        :math:`-\infty` the row or the column of that head does not count.
+    positives
+        Cells (i, j) of each head, shape ``(B, H, K, 2)`` with ``K >= 0``, int64 in ``[0, L)``,
+        filled up with (-1, -1). In any order; a cell listed twice counts once.
+    mask
+        Bool, ``(B, L)``; True counts. The rows and columns of positions that do not count add
+        nothing and get gradient exactly zero, and their scores may hold anything.
+    causal
+        Only the cells with i ≤ j count: spans, not links.
+    reduction
+        Over batch and heads: ``"none"`` gives ``(B, H)``, ``"mean"`` (of all heads, also those
+        without a counting cell) and ``"sum"`` a scalar.
+
+    Returns
+    -------
+    Tensor
+        float32 for half-precision scores, else their dtype. Gradients have the dtype of the scores.
+
+    Raises
+    ------
+    TypeError
+        An argument is no tensor or has a dtype of the wrong kind.
+    ValueError
+        Shapes or devices disagree; ``reduction`` is unknown; the mean over no head is asked for.
+        Values: a positive out of range, half filler, with i > j under `causal`, on a masked cell,
+        or with a score of :math:`-\infty`; a counting score that is NaN or :math:`+\infty`.
+
+    Notes
+    -----
+    What keeps the numbers right:
+
+    * Each row of A is shifted by its maximum and c by the maximum of its head, so that weights lie
+      in [0, 1]. Differences and exponentials are taken in float64 and then rounded to float32.
+    * The sum over the negatives is never the sum over all minus the positives. Rows that hold a
+      positive of a head, about as many as there are positives, are computed cell by cell with the
+      positives left out.
+    * The product underflows in a row whose largest pair score and largest end score stand at
+      different ends. Such a row is computed cell by cell if it can weigh in the sum of its head,
+      which its maxima tell. Hardly any row of a trained or a random state does; where all do, the
+      time is that of filling the tables, the memory is not.
+
+    Derivatives of any order exist. The first costs products; for higher ones, and under
+    ``torch.func``, ``make_fx`` and CUDA graph capture, the tables are filled, and there a bad value
+    gives NaN instead of an error, as in :func:`lib.zlpr.zlpr_loss`. Under ``torch.compile`` the
+    loss is one operator of the graph, with the same numbers and the same errors; its backward pass
+    starts from the scores again.
+
+    On CUDA the products obey ``torch.backends.cuda.matmul``; TensorFloat-32 costs digits.
+
+    Source: the scores are those of kexue 8877 (2022); the factorised loss is this library's.
+
+    Examples
+    --------
+    >>> pair, start, end = torch.zeros(1, 3, 3), torch.zeros(1, 2, 3), torch.zeros(1, 2, 3)
+    >>> positives = torch.tensor([[[[0, 1]], [[-1, -1]]]])
+    >>> losses = factorised_zlpr_loss(pair, start, end, positives, causal=True, reduction="none")
+    >>> [f"{loss:.4f}" for loss in losses[0]]  # log 6 + log 2, log 7
+    ['2.4849', '1.9459']
+    """
+    shape = check_parts(pair_scores, start_scores, end_scores)
+    check_positives(positives, shape, pair_scores)
+    check_mask(mask, shape, pair_scores)
+    if reduction == "mean" and shape.batch * shape.heads == 0:
+        raise ValueError(
+            "reduction='mean' needs at least 1 head of 1 sample, "
+            f"got start_scores of shape {tuple(start_scores.shape)}"
+        )
+    _checks.check_reduction(reduction, 1)
+    arguments = (pair_scores, start_scores, end_scores, positives, mask, causal)
+    if torch.compiler.is_compiling():
+        losses = _operator(*arguments)
+    elif _checks.values_readable(pair_scores, start_scores, end_scores, positives, mask):
+        losses = _checked_losses(*arguments)
+    else:
+        losses = _products.table_losses(*arguments)
+    return _checks.reduce(losses, reduction)
+
+
+def _checked_losses(
+    pair: Tensor, start: Tensor, end: Tensor, positives: Tensor, mask: Tensor | None, causal: bool
+) -> Tensor:
+    """Loss of each head, or an error that names the first bad value."""
+    refuse_positives(positives, mask, causal, pair.shape[-1])
+
+    def refuse() -> None:
+        refuse_scores(pair, start, end, mask, causal)
+
+    losses = _products.head_losses(pair, start, end, positives, mask, causal, refuse)
+    if not bool(losses.detach().isfinite().all()):
+        _refuse_hidden_positive(pair, start, end, positives)
+    return losses
+
+
+def _refuse_hidden_positive(pair: Tensor, start: Tensor, end: Tensor, positives: Tensor) -> None:
+    """Raise if a positive has a score of minus infinity, which makes its loss infinite."""
+    cells = _products.cells_of(positives, Shape(*start.shape))
+    scores = _products.scores_at(pair, start, end, cells)
+    if bool((scores == -inf).any()):
+        at = _checks.first_true(scores == -inf)
+        batch, head, row, column = (int(index[at]) for index in cells)
+        terms = [float(pair[batch, row, column]), float(start[batch, head, row])]
+        terms.append(float(end[batch, head, column]))
+        raise ValueError(
+            f"a positive must have a finite score, got cell ({row}, {column}) of "
+            f"positives[{batch}, {head}] with {terms[0]} + {terms[1]} + {terms[2]}"
+        )
+
+
+@torch.library.custom_op("lib::factorised_zlpr", mutates_args=())
+def _operator(
+    pair: Tensor, start: Tensor, end: Tensor, positives: Tensor, mask: Tensor | None, causal: bool
+) -> Tensor:
+    """Loss of each head, opaque to a compiler: the number of rows to open depends on the values."""
+    return _checked_losses(pair, start, end, positives, mask, causal)
+
+
+@torch.library.custom_op("lib::factorised_zlpr_backward", mutates_args=())
+def _operator_backward(
+    upstream: Tensor,
+    pair: Tensor,
+    start: Tensor,
+    end: Tensor,
+    positives: Tensor,
+    mask: Tensor | None,
+    causal: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    with torch.enable_grad():
+        leaves = [part.detach().requires_grad_() for part in (pair, start, end)]
+        losses = _checked_losses(leaves[0], leaves[1], leaves[2], positives, mask, causal)
+    pair, start, end = torch.autograd.grad(losses, leaves, upstream)
+    return pair, start, end
+
+
+@_operator.register_fake
+def _(
+    pair: Tensor, start: Tensor, end: Tensor, positives: Tensor, mask: Tensor | None, causal: bool
+) -> Tensor:
+    return start.new_empty(start.shape[:2], dtype=_checks.compute_dtype(pair.dtype))
+
+
+@_operator_backward.register_fake
+def _(
+    upstream: Tensor,
+    pair: Tensor,
+    start: Tensor,
+    end: Tensor,
+    positives: Tensor,
+    mask: Tensor | None,
+    causal: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    return pair.new_empty(pair.shape), start.new_empty(start.shape), end.new_empty(end.shape)
+
+
+def _remember(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    *tensors, ctx.causal = inputs
+    ctx.save_for_backward(*tensors)
+
+
+def _differentiate(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
+    gradients = _operator_backward(upstream, *ctx.saved_tensors, ctx.causal)
+    return (*gradients, None, None, None)
+
+
+_operator.register_autograd(_differentiate, setup_context=_remember)

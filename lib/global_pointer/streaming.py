@@ -1,0 +1,307 @@
+"""ZLPR of a standard pointer's tables, from queries and keys."""
+
+from collections.abc import Callable, Iterator
+from math import inf
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from lib import _checks
+from lib.global_pointer._arguments import (
+    LOG2_E,
+    Shape,
+    check_mask,
+    check_positives,
+    finite_top,
+    kind,
+    no_autocast,
+    refuse_positives,
+    upcast,
+)
+from lib.global_pointer._products import cells_of, gradients, log1p_sums, losses_of_tables
+
+__all__ = ["streaming_zlpr_loss"]
+
+_TILE_CELLS = 1 << 17  # cells of the scratch buffer: 512 KiB in float32, within a core's cache
+
+
+def streaming_zlpr_loss(
+    queries: Tensor,
+    keys: Tensor,
+    positives: Tensor,
+    *,
+    bias: Tensor | None = None,
+    mask: Tensor | None = None,
+    causal: bool = False,
+    reduction: _checks.Reduction = "mean",
+) -> Tensor:
+    r"""ZLPR loss of all heads of a standard pointer, without their tables.
+
+    The scores are products of queries and keys of each head's own,
+
+    .. math:: s_a(i, j) = q_{a,i}^\top k_{a,j} + \beta_a,
+
+    so there is no way around computing each of them; but only one tile of a table is held at a
+    time. Its largest score :math:`m'` and its sum :math:`z'` of exponentials below that join those
+    of the tiles before it,
+
+    .. math:: (m, z),\ (m', z') \ \to\ \bigl(M,\ z e^{m - M} + z' e^{m' - M}\bigr),
+        \qquad M = \max(m, m'),
+
+    and the backward pass computes each tile again.
+
+    Equations: :eq:`eq:gp-score`, :eq:`eq:gp-streaming`
+
+    Parameters
+    ----------
+    queries, keys
+        Shape ``(B, H, L, d)`` with ``L >= 1``, any floating dtype, finite. Rotated and scaled
+        already: :func:`apply_rope`, and :math:`1/\sqrt d` into the queries.
+    positives
+        As in :func:`factorised_zlpr_loss`, ``(B, H, K, 2)``.
+    bias
+        β, shape ``(H,)``, dtype of the queries, finite. None: 0.
+    mask, causal, reduction
+        As in :func:`factorised_zlpr_loss`.
+
+    Returns
+    -------
+    Tensor
+        float32 for half-precision queries, else their dtype; ``(B, H)`` or a scalar.
+
+    Raises
+    ------
+    TypeError
+        An argument is no tensor or has a dtype of the wrong kind.
+    ValueError
+        Shapes or devices disagree; ``reduction`` is unknown; the mean over no head is asked for.
+        Values: a positive out of range, half filler, with i > j under `causal`, or on a masked
+        cell; a query, key or bias that counts and is not finite.
+
+    Notes
+    -----
+    Positives are left out of the sum over the negatives, not taken away from it. Derivatives of
+    any order exist. The first is computed by tiles; for higher ones, and wherever values cannot be
+    read (``torch.compile``, ``torch.func``, ``make_fx``, CUDA graph capture), the tables are
+    filled, and a bad value gives NaN instead of an error, as in :func:`lib.zlpr.zlpr_loss`.
+
+    Examples
+    --------
+    >>> queries = keys = torch.zeros(1, 1, 3, 2)
+    >>> positives = torch.tensor([[[[0, 1]]]])
+    >>> f"{streaming_zlpr_loss(queries, keys, positives, causal=True):.4f}"  # log 6 + log 2
+    '2.4849'
+    """
+    shape = _check(queries, keys, bias)
+    check_positives(positives, shape, queries)
+    check_mask(mask, shape, queries)
+    if reduction == "mean" and shape.batch * shape.heads == 0:
+        raise ValueError(
+            "reduction='mean' needs at least 1 head of 1 sample, "
+            f"got queries of shape {tuple(queries.shape)}"
+        )
+    _checks.check_reduction(reduction, 1)
+    if mask is not None:  # whatever stands there must not reach a product, not even times 0
+        hidden = ~mask[:, None, :, None]
+        queries, keys = queries.masked_fill(hidden, 0), keys.masked_fill(hidden, 0)
+    queries, keys = upcast(queries), upcast(keys)
+    bias = queries.new_zeros(shape.heads) if bias is None else upcast(bias)
+    if _checks.values_readable(queries, keys, bias, positives, mask):
+        refuse_positives(positives, mask, causal, shape.length)
+        _refuse_scores(queries, keys, bias)
+        losses = _streaming(queries, keys, bias, positives, mask, causal)
+    else:
+        losses = _table_losses(queries, keys, bias, positives, mask, causal)
+    return _checks.reduce(losses, reduction)
+
+
+def _check(queries: Tensor, keys: Tensor, bias: Tensor | None) -> Shape:
+    for name, scores in (("queries", queries), ("keys", keys), ("bias", bias)):
+        if name == "bias" and scores is None:
+            continue
+        if not isinstance(scores, Tensor) or not scores.is_floating_point():
+            raise TypeError(f"{name} must be a floating-point tensor, got {kind(scores)}")
+        if scores.dtype != queries.dtype:
+            raise TypeError(
+                f"{name} must share one dtype, expected {queries.dtype}, got {scores.dtype}"
+            )
+        if scores.device != queries.device:
+            raise ValueError(
+                f"{name} must be on the same device, expected {queries.device}, got {scores.device}"
+            )
+    if queries.dim() != 4 or queries.shape[2] == 0:
+        raise ValueError(
+            f"queries must have shape (B, H, L, d) with L >= 1, got {tuple(queries.shape)}"
+        )
+    if keys.shape != queries.shape:
+        raise ValueError(f"keys must have shape {tuple(queries.shape)}, got {tuple(keys.shape)}")
+    if bias is not None and tuple(bias.shape) != (queries.shape[1],):
+        raise ValueError(f"bias must have shape ({queries.shape[1]},), got {tuple(bias.shape)}")
+    return Shape(*queries.shape[:3])
+
+
+def _refuse_scores(queries: Tensor, keys: Tensor, bias: Tensor) -> None:
+    for name, scores in (("queries", queries), ("keys", keys), ("bias", bias)):
+        bad = ~scores.isfinite()
+        if bool(bad.any()):
+            at = _checks.first_true(bad)
+            raise ValueError(
+                f"{name} must be finite where they count, got {scores[at].item()} "
+                f"at {name}[{', '.join(map(str, at))}]"
+            )
+
+
+def _table_losses(
+    queries: Tensor,
+    keys: Tensor,
+    bias: Tensor,
+    positives: Tensor,
+    mask: Tensor | None,
+    causal: bool,
+) -> Tensor:
+    """Loss of each head from filled tables, by plain operations."""
+    with no_autocast(queries):
+        scores = queries @ keys.mT + bias[:, None, None]
+    return losses_of_tables(scores, positives, mask, causal)
+
+
+class _Tile(NamedTuple):
+    """Some rows of some tables: all rows of several, or several rows of one."""
+
+    tables: slice
+    rows: slice
+    positives: slice
+
+
+class _Streaming(torch.autograd.Function):
+    """Loss of each head, one tile of scores at a time."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        queries: Tensor,
+        keys: Tensor,
+        bias: Tensor,
+        positives: Tensor,
+        mask: Tensor | None,
+        causal: bool,
+    ) -> Tensor:
+        shape = Shape(*queries.shape[:3])
+        cells = cells_of(positives, shape)
+        table = cells.batch * shape.heads + cells.head
+        tops = queries.new_full((shape.batch * shape.heads,), -inf)
+        totals = torch.zeros_like(tops)
+        scores = queries.new_empty(len(table))
+        for tile, part in _tiles(queries, keys, bias, mask, causal, table, cells.row):
+            here = _places(tile, table, cells.row, cells.column)
+            scores[tile.positives] = part[here]
+            part[here] = -inf
+            top = torch.maximum(tops[tile.tables], part.amax((1, 2)))
+            shift = finite_top(top)
+            scale = ((tops[tile.tables] - shift) * LOG2_E).exp2_()
+            part.sub_(shift[:, None, None]).mul_(LOG2_E).exp2_()
+            totals[tile.tables] = totals[tile.tables] * scale + part.sum((1, 2))
+            tops[tile.tables] = top
+        shifts = finite_top(tops)
+        negatives = totals.to(torch.float64).log().add_(shifts)
+        above = torch.logaddexp(negatives, torch.zeros_like(negatives))
+        factors = (shifts - above).exp_().to(tops.dtype)
+        minus = -scores.to(torch.float64)
+        below = log1p_sums(minus, table, len(above))
+        pulls = (minus - below[table]).exp_().to(tops.dtype)
+        places = (table, cells.row, cells.column)
+        ctx.save_for_backward(queries, keys, bias, positives, mask, shifts, factors, pulls, *places)
+        ctx.causal = causal
+        return (above + below).to(tops.dtype).view(shape.batch, shape.heads)
+
+    @staticmethod
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
+        queries, keys, bias, positives, mask, shifts, factors, pulls, *places = ctx.saved_tensors
+        table, row, column = places
+        if torch.is_grad_enabled() or not _checks.values_readable(upstream):
+            needed = ctx.needs_input_grad[:3]
+            inputs = (queries, keys, bias)
+            again = _by_autograd(inputs, positives, mask, ctx.causal, upstream, needed)
+            return (*again, None, None, None)
+        flat = upstream.reshape(-1)
+        pulls, factors = pulls * -flat[table], factors * flat
+        to_queries = torch.zeros_like(queries, memory_format=torch.contiguous_format)
+        to_keys = torch.zeros_like(to_queries)
+        to_bias = torch.zeros_like(flat)
+        by_table = [x.flatten(0, 1) for x in (queries, keys, to_queries, to_keys)]
+        for tile, part in _tiles(queries, keys, bias, mask, ctx.causal, table, row):
+            part.sub_(shifts[tile.tables, None, None]).mul_(LOG2_E).exp2_()
+            part.mul_(factors[tile.tables, None, None])
+            part[_places(tile, table, row, column)] = pulls[tile.positives]
+            with no_autocast(queries):
+                some_queries = by_table[0][tile.tables, tile.rows]
+                torch.bmm(part, by_table[1][tile.tables], out=by_table[2][tile.tables, tile.rows])
+                by_table[3][tile.tables].baddbmm_(part.mT, some_queries)
+            to_bias[tile.tables] += part.sum((1, 2))
+        return to_queries, to_keys, to_bias.view_as(upstream).sum(0), None, None, None
+
+
+# Function.apply has no type of its own in PyTorch.
+_streaming: Callable[..., Tensor] = _Streaming.apply
+
+
+def _tiles(
+    queries: Tensor,
+    keys: Tensor,
+    bias: Tensor,
+    mask: Tensor | None,
+    causal: bool,
+    table: Tensor,
+    row: Tensor,
+) -> Iterator[tuple[_Tile, Tensor]]:
+    """Tiles with their scores, -inf on cells that do not count, in a buffer that is used again."""
+    batch, heads, length, _ = queries.shape
+    count = batch * heads
+    tables = max(1, min(count, _TILE_CELLS // length**2))
+    rows = length if tables > 1 else max(1, min(length, _TILE_CELLS // length))
+    places = [(t, r) for t in range(0, count, tables) for r in range(0, length, rows)]
+    edges = torch.tensor([t * length + r for t, r in places] + [count * length])
+    found = torch.searchsorted((table * length + row).cpu(), edges).tolist()
+    buffer = queries.new_empty((tables, rows, length))
+    flat_queries, flat_keys = queries.flatten(0, 1), keys.flatten(0, 1)
+    tables_bias = bias.repeat(batch)
+    below = None
+    if causal:
+        below = torch.ones(length, length, dtype=torch.bool, device=queries.device).tril_(-1)
+    for (first, top), start, stop in zip(places, found[:-1], found[1:], strict=True):
+        some = slice(first, min(first + tables, count))
+        here = slice(top, min(top + rows, length))
+        part = buffer[: some.stop - some.start, : here.stop - here.start]
+        with no_autocast(queries):
+            torch.bmm(flat_queries[some, here], flat_keys[some].mT, out=part)
+        part.add_(tables_bias[some, None, None])
+        if below is not None:
+            part.masked_fill_(below[here], -inf)
+        if mask is not None:
+            samples = torch.arange(some.start, some.stop, device=mask.device) // heads
+            shown = mask[samples]
+            part.masked_fill_(~(shown[:, here].unsqueeze(2) & shown.unsqueeze(1)), -inf)
+        yield _Tile(some, here, slice(start, stop)), part
+
+
+def _places(
+    tile: _Tile, table: Tensor, row: Tensor, column: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Where the positives of a tile stand in it."""
+    some = tile.positives
+    return table[some] - tile.tables.start, row[some] - tile.rows.start, column[some]
+
+
+def _by_autograd(
+    inputs: tuple[Tensor, Tensor, Tensor],
+    positives: Tensor,
+    mask: Tensor | None,
+    causal: bool,
+    upstream: Tensor,
+    needed: tuple[bool, ...],
+) -> Iterator[Tensor | None]:
+    """Gradients by plain operations; differentiable again where gradients are recorded."""
+    with torch.enable_grad():
+        losses = _table_losses(*inputs, positives, mask, causal)
+    return gradients(losses, inputs, upstream, needed)
