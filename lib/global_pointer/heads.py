@@ -191,7 +191,7 @@ class GlobalPointer(nn.Module):
         return Spans(*map(torch.cat, zip(*found, strict=True)))
 
     def _queries_and_keys(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
-        """Compute queries and keys ``(B, H, L, d)``, whose products are the scores but for the bias."""
+        """Compute ``(B, H, L, d)`` twice, whose products are the scores but for the bias."""
         projected = upcast(self.projection(hidden))
         batch, length = hidden.shape[:2]
         by_head = projected.view(batch, length, self.heads, 2, self.head_size)
