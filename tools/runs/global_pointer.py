@@ -27,7 +27,7 @@ from lib.gplinker.encoders import SmallEncoder, SmallOptions
 RUNS = Path(__file__).resolve().parents[2] / "book" / "runs"
 KINDS = {"company": "organisation", "school": "organisation"}
 SEEDS = (0, 1, 2)
-EPOCHS, BATCH = 12, 16
+EPOCHS, BATCH = 10, 8
 LOW = -7.0  # near minus the logarithm of the number of cells
 VARIANTS: dict[str, dict[str, Any]] = {
     "GlobalPointer": {"head": GlobalPointer, "rope": True, "bias_start": LOW},
@@ -45,7 +45,7 @@ Data = list[tuple[str, set[tuple[str, int, int]]]]  # text; kind and characters 
 def generated() -> tuple[str, dict[str, Data]]:
     """Entities of the generated corpus, rich in nesting, with the kinds of their relations."""
     shares = {"soo": 0.2, "seo": 0.3, "nested": 0.2, "normal": 0.3, "epo": 0.1, "none": 0.1}
-    corpus = synthetic_corpus(0, train=600, dev=1, test=200, **shares)
+    corpus = synthetic_corpus(0, train=400, dev=1, test=150, **shares)
 
     def entities(examples: Any) -> Data:
         found: Data = []
@@ -86,9 +86,9 @@ class Model(nn.Module):
 
     def __init__(self, texts: list[str], kinds: int, head: Any, **options: Any) -> None:
         super().__init__()
-        sizes = SmallOptions(hidden_size=96, layers=2, attention_heads=4, max_length=128)
+        sizes = SmallOptions(hidden_size=64, layers=1, attention_heads=4, max_length=128)
         self.encoder, self.kinds = SmallEncoder.create(texts, sizes), kinds
-        self.head = nn.Linear(96, 2 * kinds + 1) if head is None else head(96, kinds, 32, **options)
+        self.head = nn.Linear(64, 2 * kinds + 1) if head is None else head(64, kinds, 32, **options)
         self.tags = head is None
 
     def states(self, items: list[Any]) -> tuple[Tensor, Tensor]:
@@ -204,8 +204,11 @@ def one(data: dict[str, Data], options: dict[str, Any], seed: int) -> dict[str, 
             schedule.step()
     seconds = time.process_time() - start
     model.eval()
-    found = [s for i in range(0, len(splits["test"]), 32)
-             for s in model.predict(splits["test"][i : i + 32])]
+    found = [
+        s
+        for i in range(0, len(splits["test"]), 32)
+        for s in model.predict(splits["test"][i : i + 32])
+    ]
     return {
         "seed": seed,
         "f1": f1(splits["test"], found),
