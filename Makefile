@@ -11,7 +11,7 @@ SITE   := _build/html
 export OMP_NUM_THREADS := 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: book test test-other-cpu notebooks runs lint mutants lock clean
+.PHONY: book test test-other-cpu notebooks runs bench lint mutants lock clean
 
 book: $(READY) _build/.fresh
 	$(BIN)/python tools/notebooks.py --check
@@ -37,6 +37,10 @@ notebooks: $(READY)
 # Make a stored run record anew: make runs RUN=soft_zlpr writes book/runs/soft_zlpr*.json.
 runs: $(READY)
 	$(BIN)/python -m tools.runs.$(RUN)
+
+# Measure all losses against the published ones: writes book/runs/performance-*.json.
+bench: $(READY)
+	$(BIN)/python -m benchmarks
 
 lint: $(READY)
 	$(BIN)/ruff check .

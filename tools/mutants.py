@@ -44,6 +44,10 @@ def _decode(old: str, new: str, file: str = "lib/gplinker/decoding.py") -> Mutan
     return Mutant(file, old, new, ("tests/test_gplinker.py",))
 
 
+def _pointer(old: str, new: str, file: str = "lib/global_pointer/_products.py") -> Mutant:
+    return Mutant(file, old, new, ("tests/test_global_pointer_losses.py",))
+
+
 MUTANTS = (
     # the numbers
     _zlpr("torch.expm1(-above)", "torch.exp(-above)"),
@@ -92,6 +96,31 @@ MUTANTS = (
     _decode(".topk(limit).indices", ".topk(limit, largest=False).indices"),
     _decode("cells[:, 0] > cells[:, 1]", "cells[:, 0] > cells[:, 1] + 1"),
     _decode("torch.stack(four).amin(dim=0)", "torch.stack(four).amax(dim=0)"),
+    # pointers without tables
+    _pointer("weak &= bound > ", "weak &= bound < "),
+    _pointer("rows.view(-1)[lost_rows] = more", "pass"),
+    _pointer("rows[at], bound[at] = logs, -inf", "rows[at] = logs"),
+    _pointer("scores[opened.hole_row[here] - first, opened.hole_column[here]] = -inf", "pass"),
+    _pointer("torch.unique(flat[lists[..., 0] >= 0])", "flat[lists[..., 0] >= 0].sort().values"),
+    _pointer("scores.masked_fill_(columns < row.unsqueeze(1), -inf)", "pass"),
+    _pointer("(torch.expm1(-top) + rest).log1p_()", "(torch.expm1(-top) + rest + 1).log_()"),
+    _pointer("largest = largest.masked_fill(largest == 0, 1)", "largest = largest * 0 + 1"),
+    _pointer(
+        "_hide(end, mask).to(_WIDE) - finite_top(top)",
+        "_hide(end, mask).to(_WIDE).sub_(finite_top(top))",
+    ),
+    _pointer("(by_row > 0)", "(by_row > 1e-6)", file="lib/global_pointer/decoding.py"),
+    _pointer(
+        "pair.amax(2).unsqueeze(1) + start + best_end",
+        "pair.amax(2).unsqueeze(1) + (start + best_end)",
+        file="lib/global_pointer/decoding.py",
+    ),
+    _pointer("part[here] = -inf", "pass", file="lib/global_pointer/streaming.py"),
+    _pointer(
+        "totals[tile.tables] * scale + part",
+        "totals[tile.tables] + part",
+        file="lib/global_pointer/streaming.py",
+    ),
 )
 
 

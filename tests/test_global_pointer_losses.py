@@ -1,0 +1,464 @@
+"""The losses and the decoding that fill no tables, against filled tables in float64."""
+
+import math
+import warnings
+
+import pytest
+import torch
+from torch.profiler import profile
+
+from lib.global_pointer import (
+    EfficientGlobalPointer,
+    GlobalPointer,
+    factorised_spans,
+    factorised_zlpr_loss,
+    streaming,
+    streaming_zlpr_loss,
+)
+from tests.pointer_reference import (
+    counting,
+    dense_losses,
+    filled,
+    hard_parts,
+    positive_table,
+)
+
+CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+INF = math.inf
+
+
+def reference(parts):
+    """Losses, gradients under the upstream gradient of `upstream`, in float64."""
+    leaves = [part.double().requires_grad_() for part in parts.scores()]
+    shape = tuple(parts.start.shape)
+    keep = counting(shape, parts.mask, parts.causal)
+    scores = filled(*leaves).masked_fill(~keep, -INF)
+    losses = dense_losses(scores, positive_table(shape, parts.positives), keep)
+    gradients = torch.autograd.grad(losses, leaves, upstream(losses))
+    return losses.detach(), gradients
+
+
+def upstream(losses):
+    return torch.linspace(0.5, 2.0, losses.numel()).view(losses.shape).to(losses)
+
+
+def ours(parts, device="cpu"):
+    leaves = [part.to(device).requires_grad_() for part in parts.scores()]
+    mask = None if parts.mask is None else parts.mask.to(device)
+    losses = factorised_zlpr_loss(
+        *leaves, parts.positives.to(device), mask=mask, causal=parts.causal, reduction="none"
+    )
+    return losses, torch.autograd.grad(losses, leaves, upstream(losses))
+
+
+def errors(parts, device="cpu"):
+    """Largest relative error of a loss, and of the gradients relative to the largest of them.
+
+    Of all three parts: in one part the pull of a positive and the push of a negative may cancel
+    down to nothing, of which no digit can be right.
+    """
+    losses, gradients = (x for x in ours(parts, device))
+    true, true_gradients = reference(parts)
+    tiny = torch.finfo(losses.dtype).tiny
+    value = (losses.cpu().double() - true).abs() / true.clamp(min=tiny / 1e-7)
+    worst, size = 0.0, max(tiny / 1e-7, *(right.abs().max().item() for right in true_gradients))
+    for gradient, right in zip(gradients, true_gradients, strict=True):
+        worst = max(worst, (gradient.cpu().double() - right).abs().max().item() / size)
+    return value.max().item(), worst
+
+
+def example(heads=3, length=6, dtype=torch.float64, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    parts = [
+        torch.randn(*shape, generator=generator, dtype=dtype)
+        for shape in ((2, length, length), (2, heads, length), (2, heads, length))
+    ]
+    positives = torch.full((2, heads, 2, 2), -1)
+    positives[0, 0] = torch.tensor([[0, 2], [1, 1]])
+    positives[1, 1, 1] = torch.tensor([2, 3])
+    return parts, positives
+
+
+class TestFactorisedLoss:
+    def test_random_and_adversarial_cases(self):
+        """3150 inputs in float32: each loss to 5e-7, gradients to 5e-6, against float64."""
+        worst = [0.0, 0.0]
+        for parts in hard_parts(3150):
+            value, gradient = errors(parts)
+            assert value <= 5e-7, parts.name
+            assert gradient <= 5e-6, parts.name
+            worst = [max(worst[0], value), max(worst[1], gradient)]
+        assert worst[0] > 0
+        assert worst[1] > 0
+
+    def test_gradient_is_zero_where_nothing_counts(self):
+        for parts in hard_parts(90):
+            keep = counting(tuple(parts.start.shape), parts.mask, parts.causal).any(1)
+            _, (pair, start, end) = ours(parts)
+            assert (pair[~keep] == 0).all(), parts.name
+            if parts.mask is not None:
+                hidden = ~parts.mask[:, None].expand_as(start)
+                assert (start[hidden] == 0).all()
+                assert (end[hidden] == 0).all()
+
+    @pytest.mark.parametrize("causal", [True, False])
+    @pytest.mark.parametrize("masked", [True, False])
+    def test_gradcheck(self, causal, masked):
+        parts, positives = example()
+        mask = torch.tensor([[True] * 6, [False, True, True, True, True, False]])
+        leaves = [part.requires_grad_() for part in parts]
+
+        def loss(*scores):
+            return factorised_zlpr_loss(
+                *scores, positives, mask=mask if masked else None, causal=causal, reduction="none"
+            )
+
+        assert torch.autograd.gradcheck(loss, leaves)
+        assert torch.autograd.gradgradcheck(loss, leaves)
+        for one in range(3):  # each alone, as frozen parts need no gradient
+            alone = [leaf.detach().requires_grad_(k == one) for k, leaf in enumerate(leaves)]
+            assert torch.autograd.gradcheck(loss, alone)
+            assert torch.autograd.gradgradcheck(loss, alone)
+
+    def test_float64_input_stays_as_it_is(self):
+        parts, positives = example()
+        before = [part.clone() for part in parts]
+        leaves = [part.requires_grad_() for part in parts]
+        factorised_zlpr_loss(*leaves, positives).backward()
+        assert all(torch.equal(a, b) for a, b in zip(before, parts, strict=True))
+
+    def test_transforms_take_the_formula(self):
+        parts, positives = example()
+        leaves = [part.requires_grad_() for part in parts]
+        loss = factorised_zlpr_loss(*leaves, positives)
+        expected = torch.autograd.grad(loss, leaves)
+        found = torch.func.grad(
+            lambda *scores: factorised_zlpr_loss(*scores, positives), argnums=(0, 1, 2)
+        )(*parts)
+        for a, b in zip(found, expected, strict=True):
+            torch.testing.assert_close(a, b)
+        positives[0, 0, 0, 1] = 9
+        value, _ = torch.func.vjp(
+            lambda *s: factorised_zlpr_loss(*s, positives, reduction="none"), *parts
+        )
+        assert value[0, 0].isnan()
+        assert value.isnan().sum() == 1
+
+    def test_compiled_graph_is_whole_and_equal(self):
+        parts, positives = example(dtype=torch.float32)
+        leaves = [part.requires_grad_() for part in parts]
+
+        def loss(*scores):
+            return factorised_zlpr_loss(*scores, positives, causal=True) * 2
+
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")(*leaves)
+        plain = loss(*leaves)
+        assert compiled.item() == plain.item()
+        pairs = (torch.autograd.grad(value, leaves) for value in (compiled, plain))
+        for a, b in zip(*pairs, strict=True):
+            assert torch.equal(a, b)
+
+    def test_reductions(self):
+        parts, positives = example()
+        each = factorised_zlpr_loss(*parts, positives, reduction="none")
+        assert each.shape == (2, 3)
+        assert factorised_zlpr_loss(*parts, positives).item() == each.mean().item()
+        assert factorised_zlpr_loss(*parts, positives, reduction="sum").item() == each.sum().item()
+
+    def test_no_heads(self):
+        parts, positives = example()
+        scores = (parts[0], parts[1][:, :0], parts[2][:, :0])
+        assert factorised_zlpr_loss(*scores, positives[:, :0], reduction="sum") == 0
+        with pytest.raises(ValueError, match="needs at least 1 head"):
+            factorised_zlpr_loss(*scores, positives[:, :0])
+
+    @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+    def test_half_precision_computes_in_float32(self, dtype):
+        parts, positives = example(dtype=torch.float32)
+        halves = [part.to(dtype).requires_grad_() for part in parts]
+        floats = [half.detach().float().requires_grad_() for half in halves]
+        loss = factorised_zlpr_loss(*halves, positives)
+        expected = factorised_zlpr_loss(*floats, positives)
+        assert loss.dtype == torch.float32
+        assert loss.item() == expected.item()
+        loss.backward()
+        expected.backward()
+        for half, full in zip(halves, floats, strict=True):
+            assert torch.equal(half.grad, full.grad.to(dtype))
+
+    def test_upstream_gradients_of_any_size(self):
+        parts, positives = example(dtype=torch.float32)
+        leaves = [part.requires_grad_() for part in parts]
+        loss = factorised_zlpr_loss(*leaves, positives)
+        unit = torch.autograd.grad(loss, leaves, retain_graph=True)
+        for size in (1e-30, 1e30):
+            scaled = torch.autograd.grad(loss, leaves, torch.tensor(size), retain_graph=True)
+            for a, b in zip(scaled, unit, strict=True):
+                torch.testing.assert_close(a, b * size, rtol=1e-5, atol=0)
+
+    def test_never_holds_a_table_of_all_heads(self):
+        """Neither as one tensor nor in pieces, in ordinary and in adversarial states."""
+        batch, heads, length = 2, 40, 160
+        table = 4 * batch * heads * length**2
+        for kind, most in (("ordinary", 0.25), ("every row opened", 0.6)):
+            torch.manual_seed(0)
+            parts = [
+                torch.randn(batch, length, length),
+                torch.randn(batch, heads, length),
+                torch.randn(batch, heads, length),
+            ]
+            if kind != "ordinary":
+                parts[0][..., 0] += 300
+                parts[2][..., -1] += 300
+            leaves = [part.requires_grad_() for part in parts]
+            positives = torch.full((batch, heads, 1, 2), 3)
+            with profile(profile_memory=True) as recorded:
+                factorised_zlpr_loss(*leaves, positives).backward()
+            largest, peak = allocations(recorded)
+            assert 0 < largest < table / 8, kind
+            assert peak < table * most, kind
+
+    def test_bf16_training_is_not_capped(self):
+        """The published form takes the positives away from the sum, and stops near 4."""
+        assert train(lambda *args: factorised_zlpr_loss(*args, reduction="sum")) > 20
+        assert 3 < train(published_subtraction) < 5
+
+    @pytest.mark.parametrize(
+        ("change", "error", "message"),
+        [
+            ({"positives": [[0, 6]]}, ValueError, r"in \[0, 6\).*positives\[0, 0, 0\] = \(0, 6\)"),
+            ({"positives": [[-2, 0]]}, ValueError, r"positives\[0, 0, 0\] = \(-2, 0\)"),
+            ({"positives": [[-1, 0]]}, ValueError, r"positives\[0, 0, 0\] = \(-1, 0\)"),
+            ({"positives": [[3, 1]]}, ValueError, r"start <= end under causal.*= \(3, 1\)"),
+            ({"positives": [[1, 5]]}, ValueError, r"= \(1, 5\) and mask\[0, 5\] = False"),
+            ({"positives": [[0.0, 1.0]]}, TypeError, "torch.int64 tensor, got torch.float32"),
+            ({"positives": [0, 1]}, ValueError, r"\(1, 1, K, 2\), got \(1, 1, 2\)"),
+            ({"pair": (1, 6, 5)}, ValueError, r"pair_scores must have shape \(1, 6, 6\), got"),
+            ({"start": (1, 6)}, ValueError, r"start_scores must have shape \(B, H, L\)"),
+            ({"end": (1, 2, 6)}, ValueError, r"end_scores must have shape .*got \(1, 2, 6\)"),
+            ({"mask": torch.ones(1, 5, dtype=torch.bool)}, ValueError, r"got \(1, 5\)"),
+            ({"mask": torch.ones(1, 6)}, TypeError, "mask must be a bool tensor, got torch.float"),
+            ({"reduction": "average"}, ValueError, "reduction must be .* got 'average'"),
+            ({"pair_nan": math.nan}, ValueError, r"got nan at pair_scores\[0, 0, 1\]"),
+            ({"pair_nan": INF}, ValueError, r"got inf at pair_scores\[0, 0, 1\]"),
+            ({"start_nan": math.nan}, ValueError, r"got nan at start_scores\[0, 0, 1\]"),
+            ({"end_nan": INF}, ValueError, r"got inf at end_scores\[0, 0, 1\]"),
+            ({"end_nan": -INF}, ValueError, r"finite score.*cell \(0, 1\).* \+ -inf"),
+            ({"dtype": torch.float64}, TypeError, "start_scores must share one dtype"),
+            ({"integers": True}, TypeError, "floating-point tensor, got torch.int64"),
+        ],
+    )
+    def test_errors(self, change, error, message):
+        pair = torch.zeros(change.get("pair", (1, 6, 6)), dtype=change.get("dtype"))
+        start, end = (torch.zeros(change.get(name, (1, 1, 6))) for name in ("start", "end"))
+        if "integers" in change:
+            pair = pair.long()
+        if "pair_nan" in change:
+            pair[0, 0, 1] = change["pair_nan"]
+        for name, part in (("start_nan", start), ("end_nan", end)):
+            if name in change:
+                part[0, 0, 1] = change[name]
+        positives = torch.tensor(change.get("positives", [[0, 1]]))[None, None]
+        mask = change.get("mask", torch.tensor([[True] * 5 + [False]]))
+        reduction = change.get("reduction", "mean")
+        with pytest.raises(error, match=message):
+            factorised_zlpr_loss(
+                pair, start, end, positives, mask=mask, causal=True, reduction=reduction
+            )
+
+    @CUDA
+    def test_cuda_agrees(self):
+        for parts in hard_parts(300):
+            value, gradient = errors(parts, "cuda")
+            assert value <= 5e-7, parts.name
+            assert gradient <= 5e-6, parts.name
+
+
+def allocations(recorded):
+    """Largest allocation and largest sum of what is held, in bytes."""
+    largest = held = peak = 0
+    for event in recorded.profiler.kineto_results.events():
+        if event.name() == "[memory]":
+            largest = max(largest, event.nbytes())
+            held += event.nbytes()
+            peak = max(peak, held)
+    return largest, peak
+
+
+def published_subtraction(pair, start, end, positives):
+    """Sparse form as published, in the dtype of the input: all, minus the positives, clipped."""
+    scores = filled(pair, start, end).flatten(2)
+    cell = positives[..., 0] * pair.shape[-1] + positives[..., 1]
+    zero = torch.zeros_like(scores[..., :1])
+    chosen = scores.gather(-1, cell)
+    everything = torch.cat([scores, zero], -1).logsumexp(-1)
+    positive = chosen.logsumexp(-1)
+    rest = torch.clamp(1 - torch.exp(positive - everything), 1e-7, 1)
+    up = torch.cat([-chosen, zero], -1).logsumexp(-1)
+    return (everything + torch.log(rest) + up).sum()
+
+
+def train(loss):
+    """Largest score of the one positive that bf16 training reaches."""
+    pair = torch.full((1, 8, 8), -20.0)
+    pair[0, 2, 5] = 0.0
+    pair = pair.bfloat16().requires_grad_()
+    nothing = torch.zeros(1, 1, 8, dtype=torch.bfloat16)
+    positives = torch.tensor([[[[2, 5]]]])
+    reached = 0.0
+    for _ in range(200):
+        (gradient,) = torch.autograd.grad(loss(pair, nothing, nothing, positives), pair)
+        with torch.no_grad():
+            pair -= 0.25 * gradient.sign()
+        reached = pair[0, 2, 5].item()
+    return reached
+
+
+class TestStreamingLoss:
+    @pytest.mark.parametrize("tile", [1 << 17, 100, 7])
+    @pytest.mark.parametrize("causal", [True, False])
+    @pytest.mark.parametrize("masked", [True, False])
+    def test_equals_the_filled_tables(self, monkeypatch, tile, causal, masked):
+        monkeypatch.setattr(streaming, "_TILE_CELLS", tile)
+        generator = torch.Generator().manual_seed(tile)
+        shape = (2, 3, 6)
+        for scale in (0.3, 3.0, 10.0):
+            queries, keys = torch.randn(2, *shape, 4, generator=generator) * scale
+            bias = torch.randn(3, generator=generator)
+            _, positives = example()
+            mask = None
+            if masked:
+                mask = torch.tensor([[True] * 6, [False, True, True, True, True, False]])
+            leaves = [x.requires_grad_() for x in (queries, keys, bias)]
+            losses = streaming_zlpr_loss(
+                *leaves[:2], positives, bias=bias, mask=mask, causal=causal, reduction="none"
+            )
+            wide = [x.detach().double().requires_grad_() for x in leaves]
+            keep = counting(shape, mask, causal)
+            scores = wide[0] @ wide[1].mT + wide[2][:, None, None]
+            true = dense_losses(scores, positive_table(shape, positives), keep)
+            torch.testing.assert_close(losses.double(), true, rtol=3e-6, atol=0)
+            found = torch.autograd.grad(losses, leaves, upstream(losses))
+            right = torch.autograd.grad(true, wide, upstream(true))
+            for a, b in zip(found, right, strict=True):
+                assert (a.double() - b).abs().max() <= 5e-6 * b.abs().max()
+
+    @pytest.mark.parametrize("tile", [1 << 17, 7])
+    def test_gradcheck(self, monkeypatch, tile):
+        monkeypatch.setattr(streaming, "_TILE_CELLS", tile)
+        queries, keys = torch.randn(2, 2, 3, 6, 2, dtype=torch.float64).requires_grad_()
+        bias = torch.randn(3, dtype=torch.float64).requires_grad_()
+        _, positives = example()
+
+        def loss(queries, keys, bias):
+            return streaming_zlpr_loss(queries, keys, positives, bias=bias, reduction="none")
+
+        assert torch.autograd.gradcheck(loss, (queries, keys, bias))
+        assert torch.autograd.gradgradcheck(loss, (queries, keys, bias))
+
+    def test_masked_states_may_hold_anything(self):
+        queries, keys = torch.randn(2, 1, 1, 4, 2)
+        mask = torch.tensor([[True, True, True, False]])
+        positives = torch.tensor([[[[0, 1]]]])
+        clean = streaming_zlpr_loss(queries, keys, positives, mask=mask)
+        queries[..., 3, :], keys[..., 3, :] = math.nan, INF
+        leaves = [queries.requires_grad_(), keys.requires_grad_()]
+        loss = streaming_zlpr_loss(*leaves, positives, mask=mask)
+        assert loss.item() == clean.item()
+        loss.backward()
+        assert all((leaf.grad[..., 3, :] == 0).all() for leaf in leaves)
+
+    def test_never_holds_a_table_of_all_heads(self):
+        queries, keys = torch.randn(2, 2, 40, 160, 4).requires_grad_()
+        positives = torch.full((2, 40, 1, 2), 3)
+        with profile(profile_memory=True) as recorded:
+            streaming_zlpr_loss(queries, keys, positives).backward()
+        largest, peak = allocations(recorded)
+        table = 4 * 2 * 40 * 160**2
+        assert 0 < largest < table / 8
+        assert peak < table / 4
+
+    @pytest.mark.parametrize(
+        ("change", "error", "message"),
+        [
+            ({"queries": (1, 6, 2)}, ValueError, r"queries must have shape \(B, H, L, d\)"),
+            ({"keys": (1, 1, 6, 3)}, ValueError, r"keys must have shape \(1, 1, 6, 2\), got"),
+            ({"bias": torch.zeros(2)}, ValueError, r"bias must have shape \(1,\), got \(2,\)"),
+            ({"bias": torch.tensor([INF])}, ValueError, r"got inf at bias\[0\]"),
+            ({"bias": torch.zeros(1).double()}, TypeError, "bias must share one dtype"),
+            ({"positives": [[3, 1]]}, ValueError, "start <= end under causal"),
+            ({"nan": True}, ValueError, r"got nan at keys\[0, 0, 2, 1\]"),
+        ],
+    )
+    def test_errors(self, change, error, message):
+        queries = torch.zeros(change.get("queries", (1, 1, 6, 2)))
+        keys = torch.zeros(change.get("keys", (1, 1, 6, 2)))
+        if "nan" in change:
+            keys[0, 0, 2, 1] = math.nan
+        positives = torch.tensor(change.get("positives", [[0, 1]]))[None, None]
+        with pytest.raises(error, match=message):
+            streaming_zlpr_loss(queries, keys, positives, bias=change.get("bias"), causal=True)
+
+    @CUDA
+    def test_cuda_agrees(self):
+        queries, keys = torch.randn(2, 2, 3, 6, 4)
+        _, positives = example()
+        here = streaming_zlpr_loss(queries, keys, positives)
+        there = streaming_zlpr_loss(queries.cuda(), keys.cuda(), positives.cuda())
+        torch.testing.assert_close(there.cpu(), here, rtol=1e-5, atol=0)
+
+
+class TestSpans:
+    def test_identical_to_the_filled_tables(self):
+        """Cells and scores, bit by bit, also where all rows stay and where none does."""
+        found = 0
+        for parts in hard_parts(600):
+            keep = counting(tuple(parts.start.shape), parts.mask, parts.causal)
+            scores = filled(*parts.scores()).masked_fill(~keep, -INF)
+            spans = factorised_spans(*parts.scores(), mask=parts.mask, causal=parts.causal)
+            assert torch.equal(spans.cells, (scores > 0).nonzero()), parts.name
+            assert torch.equal(spans.scores, scores[scores > 0]), parts.name
+            found += len(spans.cells)
+        assert found > 1000
+
+    def test_rounding_does_not_lose_a_cell_on_the_edge(self):
+        generator = torch.Generator().manual_seed(0)
+        chosen = 0
+        for _ in range(200):
+            pair, start, end = (
+                torch.randint(-3, 4, shape, generator=generator) * 0.1
+                for shape in ((1, 5, 5), (1, 2, 5), (1, 2, 5))
+            )
+            start = start - 0.3
+            scores = filled(pair, start, end)
+            chosen += int(((scores > 0) & (scores < 1e-6)).sum())
+            assert torch.equal(factorised_spans(pair, start, end).cells, (scores > 0).nonzero())
+        assert chosen > 0
+
+    @pytest.mark.parametrize("kind", [GlobalPointer, EfficientGlobalPointer])
+    @pytest.mark.parametrize("causal", [True, False])
+    def test_modules(self, kind, causal):
+        torch.manual_seed(0)
+        pointer = kind(6, 3, 4, causal=causal, bias_start=-0.2)
+        hidden = torch.randn(2, 7, 6)
+        mask = torch.tensor([[True] * 7, [True] * 4 + [False] * 3])
+        positives = torch.full((2, 3, 2, 2), -1)
+        positives[0, 1, 0] = torch.tensor([1, 2])
+        scores = pointer(hidden, mask)
+        spans = pointer.spans(hidden, mask)
+        assert torch.equal(spans.cells, (scores > 0).nonzero())
+        torch.testing.assert_close(spans.scores, scores[scores > 0])
+        loss = pointer.loss(hidden, positives, mask, reduction="none")
+        keep = counting((2, 3, 7), mask, causal)
+        true = dense_losses(scores.double(), positive_table((2, 3, 7), positives), keep)
+        torch.testing.assert_close(loss.double(), true, rtol=1e-5, atol=0)
+        pointer.loss(hidden, positives, mask).backward()
+        assert all(parameter.grad.isfinite().all() for parameter in pointer.parameters())
+
+    def test_refuses_what_the_loss_refuses(self):
+        pair, start, end = torch.zeros(1, 3, 3), torch.zeros(1, 1, 3), torch.zeros(1, 1, 3)
+        pair[0, 1, 2] = math.nan
+        with pytest.raises(ValueError, match=r"got nan at pair_scores\[0, 1, 2\]"):
+            factorised_spans(pair, start, end)
