@@ -73,9 +73,7 @@ def check_scores(name: str, scores: Tensor, expected: tuple[object, ...], like: 
     if not isinstance(scores, Tensor) or not scores.is_floating_point():
         raise TypeError(f"{name} must be a floating-point tensor, got {kind(scores)}")
     if scores.dtype != like.dtype:
-        raise TypeError(
-            f"{name} must have the same dtype, expected {like.dtype}, got {kind(scores)}"
-        )
+        raise TypeError(f"{name} must share one dtype, expected {like.dtype}, got {kind(scores)}")
     if scores.device != like.device:
         raise ValueError(
             f"{name} must be on the same device, expected {like.device}, got {scores.device}"

@@ -46,7 +46,7 @@ class Cells(NamedTuple):
 def cells_of(positives: Tensor, shape: Shape) -> Cells:
     """Cells of the lists ``(B, H, K, 2)`` without fillers and repetitions."""
     heads = torch.arange(shape.batch * shape.heads, device=positives.device)
-    lists = positives.reshape(len(heads), -1, 2)
+    lists = positives.reshape(len(heads), positives.shape[2], 2)
     flat = (heads[:, None] * shape.length + lists[..., 0]) * shape.length + lists[..., 1]
     table, cell = _divide(torch.unique(flat[lists[..., 0] >= 0]), shape.length**2)
     return Cells(*_divide(table, shape.heads), *_divide(cell, shape.length))
