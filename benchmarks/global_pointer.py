@@ -237,6 +237,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--rounds", type=int, metavar="N", help="of each workload; for a quick look"
     )
+    everything = list(range(len(WORKLOADS)))
+    parser.add_argument("--workloads", type=int, nargs="+", default=everything, metavar="N")
     parser.add_argument("--out", type=Path, default=RECORD, help="where the record goes")
     parser.add_argument("--child", nargs=3, metavar="X", help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
@@ -260,25 +262,6 @@ def main(arguments: list[str] | None = None) -> int:
     if options.rounds:
         passed += ["--rounds", str(options.rounds)]
     results: list[dict[str, Any]] = []
-    for index, load in enumerate(WORKLOADS):
-        for what in PARTS:
-            if what == "standard pointer" and load.heads * load.length != 49 * 256:
-                continue
-            for kept in (False, True) if what == "head and loss" else (False,):
-                times = in_child("--child", what, str(index), "all", *passed, kept=kept)
-                if not kept and what in ("head and loss", "standard pointer"):
-                    for name, entry in times.items():
-                        entry["peak_mib"] = in_child("--child", what, str(index), name, *passed)
-                results.append(
-                    {
-                        "what": what,
-                        "memory_kept": kept,
-                        **asdict(load),
-                        "rounds": options.rounds or load.rounds,
-                        "works": times,
-                    }
-                )
-                show(results[-1])
     record = {
         "command": "python -m benchmarks.global_pointer",
         "what": "float32, medians of the rounds; see the page for what each part times",
@@ -291,7 +274,22 @@ def main(arguments: list[str] | None = None) -> int:
         "load_before": round(load_before, 2),
         "results": results,
     }
-    measure.write_record(options.out, record)
+    for index, load in enumerate(WORKLOADS):
+        if index not in options.workloads:
+            continue
+        for what in PARTS:
+            if what == "standard pointer" and load.heads * load.length != 49 * 256:
+                continue
+            for kept in (False, True) if what == "head and loss" else (False,):
+                times = in_child("--child", what, str(index), "all", *passed, kept=kept)
+                if not kept and what in ("head and loss", "standard pointer"):
+                    for name, entry in times.items():
+                        entry["peak_mib"] = in_child("--child", what, str(index), name, *passed)
+                rounds = options.rounds or load.rounds
+                size = {**asdict(load), "rounds": rounds}
+                results.append({"what": what, "memory_kept": kept, **size, "works": times})
+                show(results[-1])
+                measure.write_record(options.out, record)  # a long run may be cut short
     return 0
 
 
