@@ -193,7 +193,7 @@ class TestFactorisedLoss:
         leaves = [part.requires_grad_() for part in parts]
         loss = factorised_zlpr_loss(*leaves, positives)
         unit = torch.autograd.grad(loss, leaves, retain_graph=True)
-        for size in (1e-30, 1e30):
+        for size in (0.0, 1e-30, 1e30):
             scaled = torch.autograd.grad(loss, leaves, torch.tensor(size), retain_graph=True)
             for a, b in zip(scaled, unit, strict=True):
                 torch.testing.assert_close(a, b * size, rtol=1e-5, atol=0)

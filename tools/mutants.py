@@ -99,12 +99,12 @@ MUTANTS = (
     # pointers without tables
     _pointer("weak &= bound > ", "weak &= bound < "),
     _pointer("rows.view(-1)[lost_rows] = more", "pass"),
-    _pointer("rows[at], bound[at] = logs, -inf", "rows[at] = logs"),
+    _pointer("bound[at] = -inf", "pass"),
     _pointer("scores[opened.hole_row[here] - first, opened.hole_column[here]] = -inf", "pass"),
     _pointer("torch.unique(flat[lists[..., 0] >= 0])", "flat[lists[..., 0] >= 0].sort().values"),
     _pointer("scores.masked_fill_(columns < row.unsqueeze(1), -inf)", "pass"),
     _pointer("(torch.expm1(-top) + rest).log1p_()", "(torch.expm1(-top) + rest + 1).log_()"),
-    _pointer("largest = largest.masked_fill(largest == 0, 1)", "largest = largest * 0 + 1"),
+    _pointer("largest = largest.masked_fill(largest == 0, 1)", "pass"),
     _pointer(
         "_hide(end, mask).to(_WIDE) - finite_top(top)",
         "_hide(end, mask).to(_WIDE).sub_(finite_top(top))",

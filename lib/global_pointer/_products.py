@@ -154,7 +154,7 @@ class _Factorised(torch.autograd.Function):
 
         bound = _bound(start, mask, ridge, top)
         rows = sums.to(_WIDE).log().add_(bound)
-        opened, logs = _open(pair, start, end, positives, mask, causal, rows, bound, sums)
+        opened = _open(pair, start, end, positives, mask, causal, rows, bound, sums)
         negatives = _log_sum(rows)
         above = torch.logaddexp(negatives, negatives.new_zeros(()))
 
@@ -164,18 +164,18 @@ class _Factorised(torch.autograd.Function):
         pulls = _exp_(minus - below.view(-1)[key])
 
         ctx.save_for_backward(
-            pair, start, end, mask, lists, shared, weights, sums, ridge, top, above, pulls,
-            logs, *positives, *opened,
+            pair, start, end, mask, lists, shared, weights, rows, ridge, top, above, pulls,
+            *positives, *opened,
         )  # fmt: skip
         ctx.causal = causal
         return (above + below).to(dtype)
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
-        (pair, start, end, mask, lists, shared, weights, sums, ridge, top, above, pulls, logs) = (
-            ctx.saved_tensors[:13]
+        (pair, start, end, mask, lists, shared, weights, rows, ridge, top, above, pulls) = (
+            ctx.saved_tensors[:12]
         )
-        positives, opened = Cells(*ctx.saved_tensors[13:17]), _Opened(*ctx.saved_tensors[17:])
+        positives, opened = Cells(*ctx.saved_tensors[12:16]), _Opened(*ctx.saved_tensors[16:])
         if torch.is_grad_enabled() or not _checks.values_readable(upstream):
             gradients = _by_autograd(
                 (pair, start, end), lists, mask, ctx.causal, upstream, ctx.needs_input_grad[:3]
@@ -189,12 +189,11 @@ class _Factorised(torch.autograd.Function):
         above = above.unsqueeze(-1)
 
         bound = _bound(start, mask, ridge, top)
-        rows = sums.to(_WIDE).log().add_(bound)
         at = (opened.batch, opened.head, opened.row)
-        rows[at], bound[at] = logs, -inf
-        to_start = _exp_(rows.sub_(above)).mul_(scale).to(sums.dtype)
-        by_row = _exp_(bound.sub_(above)).mul_(scale).to(sums.dtype)
-        del rows, bound
+        bound[at] = -inf
+        to_start = _exp_(rows - above).mul_(scale).to(weights.dtype)
+        by_row = _exp_(bound.sub_(above)).mul_(scale).to(weights.dtype)
+        del bound
         to_pair, to_end = torch.empty_like(shared), torch.empty_like(weights)
         with no_autocast(pair):
             for part, _ in _chunks(shape, pair, wide=False):
@@ -206,11 +205,11 @@ class _Factorised(torch.autograd.Function):
         for some, scores in _opened_rows(pair, start, end, mask, ctx.causal, opened):
             batch, head, row = (index[some] for index in at)
             scores.sub_(above[batch, head])
-            cells = _exp_(scores).mul_(scale[batch, head]).to(sums.dtype)
+            cells = _exp_(scores).mul_(scale[batch, head]).to(weights.dtype)
             to_pair.view(-1, shape.length).index_add_(0, batch * shape.length + row, cells)
             to_end.view(-1, shape.length).index_add_(0, batch * shape.heads + head, cells)
         batch, head, row, column = positives
-        pull = pulls.mul(scale[batch, head, 0]).neg_().to(sums.dtype)
+        pull = pulls.mul(scale[batch, head, 0]).neg_().to(weights.dtype)
         of_head = (batch * shape.heads + head) * shape.length
         to_pair.view(-1).index_add_(0, (batch * shape.length + row) * shape.length + column, pull)
         to_start.view(-1).index_add_(0, of_head + row, pull)
@@ -235,8 +234,8 @@ def _open(
     rows: Tensor,
     bound: Tensor,
     sums: Tensor,
-) -> tuple[_Opened, Tensor]:
-    """Put the exact log-sums of the rows that need it into ``rows``; say which, and return them."""
+) -> _Opened:
+    """Put the exact log-sums of the rows that need it into ``rows``, and say which."""
     shape = Shape(*rows.shape)
     flat = (positives.batch * shape.heads + positives.head) * shape.length + positives.row
     with_positive, hole_row = torch.unique_consecutive(flat, return_inverse=True)
@@ -257,14 +256,14 @@ def _open(
     weak &= bound > (_log_sum(rows) + gap).unsqueeze(-1)
     lost_rows = weak.view(-1).nonzero().squeeze(1)
     if len(lost_rows) == 0:
-        return opened, logs
+        return opened
     repaired = _opened(lost_rows, hole_row[:0], positives.column[:0], shape)
     more = torch.empty(len(lost_rows), dtype=_WIDE, device=rows.device)
     for some, scores in _opened_rows(pair, start, end, mask, causal, repaired):
         more[some] = _log_sum(scores)
     rows.view(-1)[lost_rows] = more
     both = torch.cat((with_positive, lost_rows))
-    return _opened(both, hole_row, positives.column, shape), torch.cat((logs, more))
+    return _opened(both, hole_row, positives.column, shape)
 
 
 def _opened(rows: Tensor, hole_row: Tensor, hole_column: Tensor, shape: Shape) -> _Opened:
