@@ -110,7 +110,7 @@ def fibonacci(n):
         "the index 2L": lambda n: fibonacci(2 * n),
     },
 )
-@pytest.mark.parametrize("length", [1, 2, 3, 4])
+@pytest.mark.parametrize("length", [2, 3, 4])
 def test_sets_of_disjoint_spans(form, check, length):
     cells = cells_of(length)
     count = 0
@@ -266,7 +266,10 @@ def test_lengths_are_kept(form, check, seed, m):
 def test_phase_is_arithmetic(form, check, seed, m):
     q, k = numbers(seed, 2)
     theta = 0.31
-    f = lambda z, n: z * cmath.exp(1j * form(n, theta))
+
+    def f(z, n):
+        return z * cmath.exp(1j * form(n, theta))
+
     check.equal(f(q, 0).real, q.real)
     step = f(q, m) * f(k, m - 1).conjugate()
     first = f(q, 1) * f(k, 0).conjugate()
@@ -284,7 +287,7 @@ def test_phase_is_arithmetic(form, check, seed, m):
 def test_rotation_of_a_plane(form, check, seed, m):
     (q,) = numbers(seed, 1)
     x = torch.zeros(6, 2, dtype=torch.float64)
-    x[m] = torch.tensor([q.real, q.imag])
+    x[m] = torch.tensor([q.real, q.imag], dtype=torch.float64)
     turned = form(q, m, 1.0)
     check.equal([turned.real, turned.imag], apply_rope(x)[m])
 
@@ -436,7 +439,10 @@ def odd_part(bq, bk, r):
 @given(seeds, st.integers(1, 9))
 def test_prior_has_a_direction(form, check, seed, r):
     bq, bk = draw(seed, 2, 4)
-    prior = lambda n: float(bq @ rotation(n, 4) @ bk) / 2
+
+    def prior(n):
+        return float(bq @ rotation(n, 4) @ bk) / 2
+
     check.equal(form(bq, bk, r), prior(r) - prior(-r))
 
 
@@ -488,7 +494,10 @@ def params(D, d, H):
 @pytest.mark.parametrize("sizes", [(8, 4, 3), (6, 2, 1), (5, 6, 9)])
 def test_parameters(form, check, sizes):
     D, d, H = sizes
-    count = lambda kind: sum(p.numel() for p in kind(D, H, d).parameters())
+
+    def count(kind):
+        return sum(p.numel() for p in kind(D, H, d).parameters())
+
     check.equal(form(D, d, H), (count(GlobalPointer), count(EfficientGlobalPointer)))
 
 

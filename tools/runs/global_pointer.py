@@ -162,6 +162,10 @@ def prepare(model: Model, data: Data, kinds: list[str]) -> list[Any]:
     return items
 
 
+def _inside(a: tuple[int, int, int], b: tuple[int, int, int]) -> bool:
+    return b[1] <= a[1] and a[2] <= b[2]
+
+
 def f1(items: list[Any], found: list[Spans], only: str = "all") -> float:
     """F1 of entities; of those inside or around another one only, recall."""
     right = gold = said = 0
@@ -169,12 +173,7 @@ def f1(items: list[Any], found: list[Spans], only: str = "all") -> float:
         chosen = spans
         if only == "nested":
             chosen = {
-                s
-                for s in spans
-                if any(
-                    s != t and (s[1] <= t[1] and t[2] <= s[2] or t[1] <= s[1] and s[2] <= t[2])
-                    for t in spans
-                )
+                s for s in spans if any(s != t and (_inside(s, t) or _inside(t, s)) for t in spans)
             }
         right, gold, said = right + len(chosen & mine), gold + len(chosen), said + len(mine)
     return right / max(gold, 1) if only == "nested" else 2 * right / max(gold + said, 1)
