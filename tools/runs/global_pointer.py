@@ -67,7 +67,8 @@ def conll04(folder: Path) -> tuple[str, dict[str, Data]]:
     def entities(file: str) -> Data:
         found: Data = []
         for _, rows in _conll_sentences((folder / file).read_bytes(), file):
-            spans, at, last = [], 0, "O"
+            spans: list[tuple[str, int, int]] = []
+            at, last = 0, "O"
             for row in rows:
                 if row.tag != "O":
                     if row.tag == f"I-{last[2:]}":
@@ -83,6 +84,8 @@ def conll04(folder: Path) -> tuple[str, dict[str, Data]]:
 
 class Model(nn.Module):
     """The small encoder with one of the three heads."""
+
+    head: Any  # a pointer or a linear layer
 
     def __init__(self, texts: list[str], kinds: int, head: Any, **options: Any) -> None:
         super().__init__()
