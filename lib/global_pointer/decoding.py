@@ -40,6 +40,8 @@ def factorised_spans(
     with the second maximum over the columns that the same test, by columns, leaves. Only the rows
     that stay are computed.
 
+    Equations: :eq:`eq:gp-prune`
+
     Parameters
     ----------
     pair_scores, start_scores, end_scores, mask, causal

@@ -48,6 +48,8 @@ def factorised_zlpr_loss(
     and its gradients are products as well. Time and memory of H tables of L² cells become those of
     one table and of H × L vectors.
 
+    Equations: :eq:`eq:gp-factorised`, :eq:`eq:gp-factorised-loss`, :eq:`eq:gp-factorised-gradient`
+
     Parameters
     ----------
     pair_scores

@@ -39,7 +39,7 @@ class GlobalPointer(nn.Module):
     with :math:`\mathcal R` the identity when `rope` is off and :math:`\beta = 0` without
     `bias_start`.
 
-    Equations: :eq:`eq:gplinker-pointer`
+    Equations: :eq:`eq:gp-score`, :eq:`eq:gplinker-pointer`
 
     Parameters
     ----------
@@ -214,7 +214,7 @@ class EfficientGlobalPointer(nn.Module):
 
     A answers whether i and j belong together, b and c to which head. The rotation enters A only.
 
-    Equations: :eq:`eq:gplinker-efficient`
+    Equations: :eq:`eq:gp-efficient`, :eq:`eq:gplinker-efficient`
 
     Parameters
     ----------

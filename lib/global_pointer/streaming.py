@@ -51,6 +51,8 @@ def streaming_zlpr_loss(
 
     and the backward pass computes each tile again.
 
+    Equations: :eq:`eq:gp-score`, :eq:`eq:gp-streaming`
+
     Parameters
     ----------
     queries, keys
