@@ -1,0 +1,285 @@
+"""Divergences against 400 digits; uncounted cells; errors; R-Drop; adversarial direction."""
+
+import math
+import re
+
+import mpmath as mp
+import pytest
+import torch
+
+from lib import _checks
+from lib.divergence import (
+    r_drop,
+    sigmoid_divergence,
+    softmax_divergence,
+    virtual_adversarial_direction,
+    virtual_adversarial_loss,
+    zlpr_divergence,
+    zlpr_regret,
+)
+
+INF = math.inf
+ALL = (softmax_divergence, sigmoid_divergence, zlpr_divergence, zlpr_regret)
+
+
+def exact(function, s, u):
+    """The definition, letter by letter; it subtracts, so it needs digits down to 1e-280."""
+    with mp.workdps(400):
+        s, u = [mp.mpf(v) for v in s], [mp.mpf(v) for v in u]
+        if function is zlpr_divergence:
+            return (exact(zlpr_regret, s, u) + exact(zlpr_regret, u, s)) / 2
+        if function is zlpr_regret:
+            t = [1 / (1 + mp.exp(-2 * v)) for v in u]
+            rest = [1 / (1 + mp.exp(2 * v)) for v in u]
+
+            def soft(x):
+                a = mp.fsum(p * mp.exp(-v) for p, v in zip(t, x, strict=True))
+                b = mp.fsum(q * mp.exp(v) for q, v in zip(rest, x, strict=True))
+                return mp.log(1 + a) + mp.log(1 + b)
+
+            return soft(s) - soft(u)
+        if function is sigmoid_divergence:
+            p, q = ([1 / (1 + mp.exp(-v)) for v in x] for x in (s, u))
+        else:
+            p, q = ([mp.exp(v) / mp.fsum(map(mp.exp, x)) for v in x] for x in (s, u))
+        return mp.fsum((a - b) * (v - w) for a, b, v, w in zip(p, q, s, u, strict=True))
+
+
+@pytest.mark.parametrize("function", ALL)
+@pytest.mark.parametrize("change", [1e-9, 1e-6, 1e-3, 0.1, 1, 30, 1e3])
+@pytest.mark.parametrize("scale", [1, 5, 30, 1e4])
+def test_right_digits_for_every_change(function, scale, change):
+    generator = torch.Generator().manual_seed(0)
+    for dtype, digits in ((torch.float64, 2e-16), (torch.float32, 1e-7)):
+        for _ in range(5):
+            noise = torch.randn(2, 6, generator=generator, dtype=torch.float64)
+            u = (noise[0] * scale).to(dtype)
+            s = (u.double() + noise[1] * change).to(dtype)
+            x, y = s.clone().requires_grad_(), u.clone().requires_grad_()
+            value = function(x, y)
+            value.backward()
+            assert x.grad.isfinite().all()
+            assert y.grad.isfinite().all()
+            true = exact(function, s.tolist(), u.tolist())
+            tiny = 1e-280 if dtype == torch.float64 else 1e-30
+            # Rounding of scores of this size inside log-softmax and log-sigmoid comes on top.
+            tolerance = digits * (60 + 4 * scale) if scale <= 30 else digits * 200
+            assert abs(value.item() - true) <= tolerance * true + tiny
+
+
+@pytest.mark.parametrize("function", ALL)
+def test_gradcheck_in_both_arguments(function):
+    generator = torch.Generator().manual_seed(1)
+    for scale in (0.3, 3.0, 40.0):
+        s, u = torch.randn(2, 2, 4, generator=generator, dtype=torch.float64) * scale
+        mask = torch.tensor([[True, True, False, True], [True] * 4])
+
+        def call(s, u, mask=mask):
+            return function(s, u, mask=mask, reduction="none")
+
+        assert torch.autograd.gradcheck(call, (s.requires_grad_(), u.requires_grad_()))
+
+
+@pytest.mark.parametrize("function", ALL)
+def test_zero_and_flat_where_the_scores_agree(function):
+    s = torch.tensor([[3.0, -2.0, 0.0, 1e4, -1e4]], dtype=torch.float64, requires_grad=True)
+    value = function(s, s.detach().clone())
+    value.backward()
+    assert value.item() == 0
+    assert s.grad.abs().max() == 0
+
+
+@pytest.mark.parametrize("function", ALL)
+@pytest.mark.parametrize("junk", [INF, -INF, math.nan, 7.0])
+def test_cells_that_do_not_count(function, junk):
+    s, u = torch.tensor([[1.0, -2.0]]), torch.tensor([[0.5, 1.0]])
+    plain = function(s, u)
+    wide = torch.cat([s, torch.tensor([[junk, -INF]])], 1).requires_grad_()
+    other = torch.cat([u, torch.tensor([[0.0, -INF]])], 1).requires_grad_()
+    mask = torch.tensor([True, True, False, True])
+    value = function(wide, other, mask=mask)
+    value.backward()
+    torch.testing.assert_close(value, plain)
+    assert wide.grad[0, 2:].tolist() == other.grad[0, 2:].tolist() == [0, 0]
+    assert wide.grad.isfinite().all()
+    nothing = torch.full((1, 3), -INF, requires_grad=True)
+    empty = function(nothing, nothing.detach())
+    empty.backward()
+    assert empty.item() == 0
+    assert nothing.grad.abs().max() == 0
+
+
+@pytest.mark.parametrize("function", ALL)
+def test_reductions_and_half_precision(function):
+    s, u = torch.randn(2, 3, 5, 4, generator=torch.Generator().manual_seed(2))
+    each = function(s, u, reduction="none")
+    assert each.shape == (3, 5)
+    torch.testing.assert_close(function(s, u), each.mean())
+    torch.testing.assert_close(function(s, u, reduction="sum"), each.sum())
+    for dtype in (torch.float16, torch.bfloat16):
+        half, other = s.to(dtype), u.to(dtype)
+        value = function(half, other)
+        assert value.dtype == torch.float32
+        torch.testing.assert_close(value, function(half.float(), other.float()))
+
+
+@pytest.mark.parametrize("function", ALL)
+def test_refused_input(function):
+    s = torch.zeros(2, 3)
+    for value in (INF, math.nan, -INF):
+        bad = s.clone()
+        bad[1, 2] = value
+        for pair in ((bad, s), (s, bad)):
+            with pytest.raises(ValueError, match=re.escape("at [1, 2]")):
+                function(*pair)
+    with pytest.raises(ValueError, match="expected"):
+        function(s, s[:1])
+    with pytest.raises(TypeError, match="floating-point"):
+        function(s, torch.zeros(2, 3, dtype=torch.int64))
+    with pytest.raises(TypeError, match=re.escape("torch.bool")):
+        function(s, s, mask=torch.ones(2, 3))
+    with pytest.raises(ValueError, match="reduction"):
+        function(s, s, reduction="average")
+
+
+@pytest.mark.parametrize("function", ALL)
+def test_where_no_value_can_be_read_a_bad_position_is_nan(function, monkeypatch):
+    monkeypatch.setattr(_checks, "values_readable", lambda *tensors: False)
+    s = torch.tensor([[1.0, 2.0], [math.nan, 2.0], [-INF, 2.0]])
+    u = torch.zeros(3, 2)
+    values = function(s, u, reduction="none")
+    assert values.isnan().tolist() == [False, True, True]
+    torch.testing.assert_close(values[0], function(s[0], u[0]))
+
+
+def test_a_common_shift_is_free_for_softmax_only():
+    s = torch.tensor([2.0, -1.0, -3.0], dtype=torch.float64)
+    assert softmax_divergence(s, s - 4).abs() < 1e-12
+    assert sigmoid_divergence(s, s - 4) > 1
+    assert zlpr_divergence(s, s - 4) > 1
+
+
+def test_quiet_cells_do_not_add_up_in_the_regret():
+    generator = torch.Generator().manual_seed(3)
+    values = {}
+    for n in (10**3, 10**5):
+        u = torch.full((n,), -3.0, dtype=torch.float64)
+        s = u + 0.3 * torch.randn(n, generator=generator, dtype=torch.float64)
+        values[n] = sigmoid_divergence(s, u).item(), zlpr_regret(s, u).item()
+    assert values[10**5][0] > 90 * values[10**3][0]
+    assert values[10**5][1] < 1.2 * values[10**3][1]
+
+
+def test_gradient_mass_of_the_regret_is_below_two():
+    generator = torch.Generator().manual_seed(4)
+    for scale in (1, 10, 1000):
+        s, u = torch.randn(2, 20, 50, generator=generator, dtype=torch.float64) * scale
+        s.requires_grad_()
+        zlpr_regret(s, u, reduction="sum").backward()
+        assert s.grad.abs().sum(-1).max() < 2 + 1e-12
+
+
+# ------------------------------------------------------------------------------------- the two uses
+
+
+def test_r_drop_is_half_the_paper_and_equals_the_doubled_batch():
+    generator = torch.Generator().manual_seed(5)
+    s, u = torch.randn(2, 6, 4, generator=generator, dtype=torch.float64)
+    labels = torch.randint(4, (6,), generator=generator)
+
+    def loss(x):
+        return torch.nn.functional.cross_entropy(x, labels)
+
+    def kl(x, y):
+        p, q = x.log_softmax(-1), y.log_softmax(-1)
+        return (p.exp() * (p - q)).sum(-1).mean()
+
+    alpha = 3.0
+    ours = r_drop(s, u, loss, softmax_divergence, alpha=alpha)
+    paper = loss(s) + loss(u) + alpha / 2 * (kl(s, u) + kl(u, s))
+    torch.testing.assert_close(ours, paper / 2)
+    doubled = torch.stack((s, u), 1).flatten(0, 1)
+    twice = torch.nn.functional.cross_entropy(doubled, labels.repeat_interleave(2))
+    both = kl(doubled[::2], doubled[1::2]) + kl(doubled[1::2], doubled[::2])
+    torch.testing.assert_close(ours, twice + both / 4 * alpha)
+
+
+def test_r_drop_refuses():
+    s = torch.zeros(2, 3)
+    with pytest.raises(ValueError, match="alpha must be at least 0"):
+        r_drop(s, s, torch.sum, sigmoid_divergence, alpha=-1)
+    with pytest.raises(ValueError, match="shape of first"):
+        r_drop(s, s[:1], torch.sum, sigmoid_divergence, alpha=1)
+    with pytest.raises(ValueError, match="loss must return a scalar"):
+        r_drop(s, s, lambda x: x, sigmoid_divergence, alpha=1)
+
+
+def quadratic(function, z):
+    """Matrix C of the second order of a divergence at z."""
+    if function is sigmoid_divergence:
+        return torch.diag(z.sigmoid() * (-z).sigmoid())
+    if function is softmax_divergence:
+        p = z.softmax(0)
+    else:
+        weight = 0.5 / z.cosh()
+        p = weight / (1 + weight.sum())
+    return torch.diag(p) - p.outer(p)
+
+
+@pytest.mark.parametrize("function", ALL)
+@pytest.mark.parametrize("xi", [1e-6, 1e-3])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_direction_is_the_leading_eigenvector(function, xi, dtype):
+    generator = torch.Generator().manual_seed(6)
+    weight = torch.randn(5, 3, generator=generator, dtype=torch.float64)
+    inputs = torch.zeros(2, 3, dtype=torch.float64)  # sums with a step of 1e-6 stay exact enough
+    form = weight.T @ quadratic(function, torch.zeros(5, dtype=torch.float64)) @ weight
+    leading = torch.linalg.eigh(form).eigenvectors[:, -1]
+    found = virtual_adversarial_direction(
+        lambda x: x @ weight.to(dtype).T,
+        inputs.to(dtype),
+        function,
+        xi=xi,
+        steps=60,
+        generator=generator,
+    )
+    assert found.dtype == dtype
+    assert ((found.double() @ leading).abs() - 1).abs().max() < 1e-4
+
+
+def test_adversarial_loss_trains_the_model_but_not_the_direction():
+    generator = torch.Generator().manual_seed(7)
+    weight = torch.randn(4, 3, generator=generator, dtype=torch.float64, requires_grad=True)
+    inputs = torch.randn(2, 5, 3, generator=generator, dtype=torch.float64)
+
+    def forward(x):
+        return (x @ weight.T).flatten(1)
+
+    arguments = (forward, inputs, zlpr_divergence)
+    loss = virtual_adversarial_loss(
+        *arguments, epsilon=0.5, xi=1e-3, generator=torch.Generator().manual_seed(8)
+    )
+    assert weight.grad is None
+    r = virtual_adversarial_direction(
+        *arguments, xi=1e-3, generator=torch.Generator().manual_seed(8)
+    )
+    assert not r.requires_grad
+    torch.testing.assert_close(r.flatten(1).norm(dim=1), torch.ones(2, dtype=torch.float64))
+    by_hand = zlpr_divergence(forward(inputs + 0.5 * r), forward(inputs).detach())
+    torch.testing.assert_close(loss, by_hand)
+    torch.testing.assert_close(
+        *(torch.autograd.grad(value, weight)[0] for value in (loss, by_hand))
+    )
+
+
+def test_direction_where_nothing_moves_and_what_is_refused():
+    inputs = torch.zeros(2, 3)
+    still = virtual_adversarial_direction(lambda x: x * 0, inputs, sigmoid_divergence, xi=1.0)
+    torch.testing.assert_close(still.norm(dim=1), torch.ones(2))
+    for options, message in (({"xi": 0.0}, "xi must"), ({"xi": 1.0, "steps": 0}, "steps must")):
+        with pytest.raises(ValueError, match=message):
+            virtual_adversarial_direction(lambda x: x, inputs, sigmoid_divergence, **options)
+    with pytest.raises(ValueError, match="epsilon must"):
+        virtual_adversarial_loss(lambda x: x, inputs, sigmoid_divergence, epsilon=-1.0, xi=1.0)
+    with pytest.raises(TypeError, match="inputs must be a floating-point tensor"):
+        virtual_adversarial_direction(lambda x: x, inputs.long(), sigmoid_divergence, xi=1.0)
