@@ -63,9 +63,26 @@ def _softmax(old: str, new: str, file: str = "lib/softmax/_pairs.py") -> Mutant:
 
 def _pointer(old: str, new: str, file: str = "lib/global_pointer/_products.py") -> Mutant:
     return Mutant(file, old, new, ("tests/test_global_pointer_losses.py",))
+def _divergence(old: str, new: str) -> Mutant:
+    return Mutant("lib/divergence.py", old, new, ("tests/test_divergence.py",))
 
 
 MUTANTS = (
+    # divergences: digits of small changes, cells that do not count, the two uses
+    _divergence("gain.log1p()", "(1 + gain).log()"),
+    _divergence("(both.sum(-1) + a * b)", "both.sum(-1)"),
+    _divergence("4 * share * (inner / 2).sinh().square()", "up + down - 2 * share"),
+    _divergence(
+        "F.pad(values.masked_fill(~keep, empty), (1, 0))", "values.masked_fill(~keep, empty)"
+    ),
+    _divergence("gap * -(-gap).expm1() * high", "gap * (1 - (-gap).exp()) * high"),
+    _divergence("expm1()).sum(-1, keepdim=True).log1p()", "exp()).sum(-1, keepdim=True).log()"),
+    _divergence("scores.to(dtype).masked_fill(~keep, 0)", "scores.to(dtype)"),
+    _divergence("(logits == -inf) & (other == -inf)", "(logits == -inf) | (other == -inf)"),
+    _divergence("_regret(u, s, keep)) / 2", "_regret(u, s, keep))"),
+    _divergence("alpha / 4 *", "alpha / 2 *"),
+    _divergence("r = _unit(gradient, r)", "r = _unit(probe.detach(), r)"),
+    _divergence("flat / length.masked_fill(top == 0, 1)", "flat"),
     # the numbers
     _zlpr("torch.expm1(-above)", "torch.exp(-above)"),
     _zlpr("scale / (1 + rest)", "scale / rest"),
