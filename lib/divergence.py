@@ -54,8 +54,6 @@ def softmax_divergence(
     It belongs to a decision by the largest score. It does not change when a constant is added to
     all scores, so it cannot see a decision by sign.
 
-    Equations: :eq:`eq:div-softmax`
-
     Parameters
     ----------
     logits, other
@@ -130,8 +128,6 @@ def sigmoid_divergence(
     Computed cell by cell as :math:`d\,(1 - e^{-d})\,\sigma(h)\,\sigma(-l)` with *h* the larger and
     *l* the smaller score and :math:`d = h - l`, in which no difference of sigmoids is left.
 
-    Equations: :eq:`eq:div-sigmoid`, :eq:`eq:div-sigmoid-product`
-
     Parameters
     ----------
     logits, other, mask, reduction
@@ -181,8 +177,6 @@ def zlpr_regret(
     the null class. It is the ZLPR loss of ``logits`` under soft labels :math:`\sigma(2u)`, minus
     the least value that this loss can have, which it has at *u*.
 
-    Equations: :eq:`eq:div-zlpr`, :eq:`eq:div-zlpr-cgf`, :eq:`eq:div-zlpr-stable`
-
     Parameters
     ----------
     logits
@@ -231,8 +225,6 @@ def zlpr_divergence(
     The mean, not the sum, because :math:`D_Z` has no factor one half in second order, where one
     directed Kullback-Leibler divergence does: so all three divergences have one scale.
 
-    Equations: :eq:`eq:div-zlpr-symmetric`
-
     Parameters
     ----------
     logits, other, mask, reduction
@@ -272,8 +264,6 @@ def r_drop(
 
     This is half the objective of the paper, so its :math:`\alpha` and its learning rate keep their
     meaning under Adam, and equals the published code for a doubled batch.
-
-    Equations: :eq:`eq:rdrop-mean`
 
     Parameters
     ----------
@@ -340,8 +330,6 @@ def virtual_adversarial_direction(
     largest eigenvalue. The divergences of this module have right digits for tiny changes, so
     :math:`\xi` may be small, also in float32.
 
-    Equations: :eq:`eq:vat-power`, :eq:`eq:vat-quadratic`
-
     Parameters
     ----------
     forward
@@ -406,8 +394,6 @@ def virtual_adversarial_loss(
 
     with *r* from :func:`virtual_adversarial_direction`. Neither *r* nor the undisturbed scores
     pass on a gradient.
-
-    Equations: :eq:`eq:vat-loss`
 
     Parameters
     ----------

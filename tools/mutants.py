@@ -63,6 +63,8 @@ def _softmax(old: str, new: str, file: str = "lib/softmax/_pairs.py") -> Mutant:
 
 def _pointer(old: str, new: str, file: str = "lib/global_pointer/_products.py") -> Mutant:
     return Mutant(file, old, new, ("tests/test_global_pointer_losses.py",))
+
+
 def _divergence(old: str, new: str) -> Mutant:
     return Mutant("lib/divergence.py", old, new, ("tests/test_divergence.py",))
 
