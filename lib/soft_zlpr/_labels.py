@@ -132,7 +132,6 @@ def smooth_spans(
         free = free & mask
     steps = torch.arange(-radius, radius + 1, device=labels.device).abs()
     near = (steps[:, None] + steps[None, :] <= radius).to(labels.dtype)
-    near[radius, radius] = 0
     neighbours = _spread(free.to(labels.dtype), near)
     parts = torch.where(neighbours > 0, rate * labels / neighbours.clamp(min=1), 0)
     kept = labels - rate * labels * (neighbours > 0)
