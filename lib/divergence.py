@@ -34,7 +34,7 @@ __all__ = [
 ]
 
 Divergence = Callable[[Tensor, Tensor], Tensor]
-"""A function of two score tensors: one value per position, or one for all."""
+"""Takes two score tensors and gives one value per position, or one for all."""
 
 _LARGE = 20.0  # exponents up to here are summed as they are, also squared in float32
 
