@@ -207,7 +207,7 @@ def zlpr_regret(
     >>> print(f"{zlpr_regret(s, s + 1):.4f} {zlpr_regret(s + 1, s):.4f}")
     0.2401 0.2392
     """
-    s, u, keep, bad = _prepare(logits, target, mask, reduction)
+    s, u, keep, bad = _prepare(logits, target, mask, reduction, name="target")
     return _finish(_regret(s, u, keep), bad, reduction)
 
 
@@ -510,17 +510,18 @@ def _unit(vectors: Tensor, otherwise: Tensor) -> Tensor:
 
 
 def _prepare(
-    logits: Tensor, other: Tensor, mask: Tensor | None, reduction: str
+    logits: Tensor, other: Tensor, mask: Tensor | None, reduction: str, *, name: str = "other"
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
     """Both scores in the computing dtype, 0 where they do not count; the cells that do; bad rows.
 
-    The replacement comes before any arithmetic: infinity minus infinity must not arise, not even
-    in a cell whose result is thrown away, because its gradient would be NaN.
+    ``name`` is what the caller calls ``other``. The replacement comes before any arithmetic:
+    infinity minus infinity must not arise, not even in a cell whose result is thrown away, because
+    its gradient would be NaN.
     """
     _checks.check_logits(logits)
-    _checks.check_labels("other", other, logits)
+    _checks.check_labels(name, other, logits)
     if not other.dtype.is_floating_point:
-        raise TypeError(f"other must have a floating-point dtype, got {other.dtype}")
+        raise TypeError(f"{name} must have a floating-point dtype, got {other.dtype}")
     mask = _checks.check_mask(mask, logits)
     _checks.check_reduction(reduction, logits.shape[:-1].numel())
     nothing = (logits == -inf) & (other == -inf)

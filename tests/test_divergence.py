@@ -283,3 +283,14 @@ def test_direction_where_nothing_moves_and_what_is_refused():
         virtual_adversarial_loss(lambda x: x, inputs, sigmoid_divergence, epsilon=-1.0, xi=1.0)
     with pytest.raises(TypeError, match="inputs must be a floating-point tensor"):
         virtual_adversarial_direction(lambda x: x, inputs.long(), sigmoid_divergence, xi=1.0)
+
+
+@pytest.mark.parametrize(
+    ("function", "name"), [(zlpr_regret, "target"), (zlpr_divergence, "other")]
+)
+def test_errors_name_the_argument_of_the_function(function, name):
+    s = torch.zeros(2, 3)
+    with pytest.raises(ValueError, match=f"^{name} must have the shape of logits"):
+        function(s, s[:1])
+    with pytest.raises(TypeError, match=f"^{name} must have a floating-point dtype"):
+        function(s, s.long())
