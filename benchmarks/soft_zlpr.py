@@ -11,7 +11,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 from benchmarks import measure
+from benchmarks.zlpr import Workload, example
 from lib.soft_zlpr import soft_zlpr_loss
 from lib.zlpr import zlpr_loss
 from tests.battery import bert4torch_losses
@@ -28,25 +29,11 @@ from tests.test_soft_zlpr import clipped
 ROOT = Path(__file__).resolve().parent.parent
 RECORD = ROOT / "book" / "runs" / "performance-soft_zlpr.json"
 
-
-@dataclass(frozen=True)
-class Workload:
-    """A shape, and the state of the scores in it."""
-
-    name: str
-    rows: int
-    classes: int
-    positives: int
-    level: float = 0.0  # positives around +level, negatives around -level
-    padding: float = 0.0  # this share of the cells of each row, at its end, is at -inf
-    rounds: int = 15
-
-
 WORKLOADS = (
-    Workload("spans", 16, 262_144, 8),
-    Workload("spans, trained to ±20", 16, 262_144, 8, level=20.0),
+    Workload("spans", 16, 262_144, 8, rounds=15),
+    Workload("spans, trained to ±20", 16, 262_144, 8, level=20.0, rounds=15),
     Workload("spans, far apart at ±200", 16, 262_144, 8, level=200.0, rounds=7),
-    Workload("spans, half of them padding", 16, 262_144, 8, padding=0.5),
+    Workload("spans, half of them padding", 16, 262_144, 8, padding=0.5, rounds=15),
     Workload("labels", 256, 1000, 5, rounds=41),
     Workload("few labels", 32, 20, 2, rounds=101),
 )
@@ -63,17 +50,9 @@ def explicit(logits: Tensor, targets: Tensor) -> Tensor:
 
 def competitors(load: Workload, *, compiler: bool = True) -> dict[str, Callable[[], None]]:
     """Return forward and backward passes of every loss on one input."""
-    generator = torch.Generator().manual_seed(0)
-    shape = (load.rows, load.classes)
-    scores = torch.randn(shape, generator=generator)
-    kept = load.classes - int(load.padding * load.classes)
-    order = torch.rand((load.rows, kept), generator=generator).argsort(-1)
-    table = torch.zeros(shape, dtype=torch.bool).scatter(1, order[:, : load.positives], True)
+    leaf, table, _ = example(load)
     hard, soft = table.to(torch.float32), torch.where(table, 0.95, 0.05)
-    scores += torch.where(table, load.level, -load.level)
-    scores[:, kept:] = -math.inf
-    soft[:, kept:] = 0
-    leaf = scores.requires_grad_()
+    soft[leaf == -math.inf] = 0
 
     def both(loss: Callable[[], Tensor]) -> Callable[[], None]:
         def work() -> None:

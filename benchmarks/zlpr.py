@@ -58,8 +58,8 @@ def plain(logits: Tensor, positive: Tensor) -> Tensor:
     return (down + up).mean()
 
 
-def competitors(load: Workload) -> dict[str, Callable[[], None]]:
-    """Return forward and backward passes of every loss on one input."""
+def example(load: Workload) -> tuple[Tensor, Tensor, Tensor]:
+    """Return logits that need a gradient, the table of their positives, and these as lists."""
     generator = torch.Generator().manual_seed(0)
     shape = (load.rows, load.classes)
     scores = torch.randn(shape, generator=generator)
@@ -67,10 +67,15 @@ def competitors(load: Workload) -> dict[str, Callable[[], None]]:
     order = torch.rand((load.rows, kept), generator=generator).argsort(-1)
     positives = order[:, : load.positives].contiguous()
     table = torch.zeros(shape, dtype=torch.bool).scatter(1, positives, True)
-    numbers = table.to(torch.float32)
     scores += torch.where(table, load.level, -load.level)
     scores[:, kept:] = -math.inf
-    leaf = scores.requires_grad_()
+    return scores.requires_grad_(), table, positives
+
+
+def competitors(load: Workload) -> dict[str, Callable[[], None]]:
+    """Return forward and backward passes of every loss on one input."""
+    leaf, table, positives = example(load)
+    numbers = table.to(torch.float32)
 
     def both(loss: Callable[[], Tensor]) -> Callable[[], None]:
         def work() -> None:

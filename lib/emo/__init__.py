@@ -428,7 +428,30 @@ def soft_emo_loss(
     return _checks.reduce(losses, reduction)
 
 
-class EMOLoss(nn.Module):
+class _Mixed(nn.Module):
+    """Frozen embeddings, a mixture and the options that the modules below share."""
+
+    def __init__(
+        self,
+        embeddings: Tensor | UnitEmbeddings,
+        *,
+        mixture: Mixture | None = None,
+        ignore_index: int = -100,
+        reduction: _checks.Reduction = "mean",
+    ) -> None:
+        super().__init__()
+        _checks.check_reduction(reduction, 1)
+        if mixture is not None:
+            _check_mixture(mixture)
+        self.embeddings = _frozen(embeddings)
+        self.mixture, self.ignore_index, self.reduction = mixture, ignore_index, reduction
+
+    def extra_repr(self) -> str:
+        """Show the options in ``print(module)``."""
+        return f"mixture={self.mixture}, reduction={self.reduction!r}"
+
+
+class EMOLoss(_Mixed):
     """:func:`emo_loss`, or :func:`emo_mixture_loss`, with frozen embeddings, as a module.
 
     Equations: :eq:`eq:emo-loss`
@@ -450,21 +473,6 @@ class EMOLoss(nn.Module):
     0.6667
     """
 
-    def __init__(
-        self,
-        embeddings: Tensor | UnitEmbeddings,
-        *,
-        mixture: Mixture | None = None,
-        ignore_index: int = -100,
-        reduction: _checks.Reduction = "mean",
-    ) -> None:
-        super().__init__()
-        _checks.check_reduction(reduction, 1)
-        if mixture is not None:
-            _check_mixture(mixture)
-        self.embeddings = _frozen(embeddings)
-        self.mixture, self.ignore_index, self.reduction = mixture, ignore_index, reduction
-
     def forward(self, logits: Tensor, targets: Tensor) -> Tensor:
         """Loss of ``logits`` ``(..., V)`` for ``targets`` ``(...)``."""
         if self.mixture is None:
@@ -476,10 +484,6 @@ class EMOLoss(nn.Module):
             logits, targets, self.embeddings, mixture=self.mixture,
             ignore_index=self.ignore_index, reduction=self.reduction,
         )  # fmt: skip
-
-    def extra_repr(self) -> str:
-        """Show the options in ``print(module)``."""
-        return f"mixture={self.mixture}, reduction={self.reduction!r}"
 
 
 class KernelScoreLoss(nn.Module):
@@ -524,7 +528,7 @@ class KernelScoreLoss(nn.Module):
         return f"reduction={self.reduction!r}"
 
 
-class LinearEMOLoss(nn.Module):
+class LinearEMOLoss(_Mixed):
     """:func:`linear_emo_loss` with frozen embeddings, as a module.
 
     Equations: :eq:`eq:emo-loss`
@@ -542,31 +546,12 @@ class LinearEMOLoss(nn.Module):
     0.6667
     """
 
-    def __init__(
-        self,
-        embeddings: Tensor | UnitEmbeddings,
-        *,
-        mixture: Mixture | None = None,
-        ignore_index: int = -100,
-        reduction: _checks.Reduction = "mean",
-    ) -> None:
-        super().__init__()
-        _checks.check_reduction(reduction, 1)
-        if mixture is not None:
-            _check_mixture(mixture)
-        self.embeddings = _frozen(embeddings)
-        self.mixture, self.ignore_index, self.reduction = mixture, ignore_index, reduction
-
     def forward(self, hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
         """Loss of ``hidden`` ``(..., H)`` under ``weight`` ``(V, H)`` for ``targets`` ``(...)``."""
         return linear_emo_loss(
             hidden, weight, targets, self.embeddings, mixture=self.mixture,
             ignore_index=self.ignore_index, reduction=self.reduction,
         )  # fmt: skip
-
-    def extra_repr(self) -> str:
-        """Show the options in ``print(module)``."""
-        return f"mixture={self.mixture}, reduction={self.reduction!r}"
 
 
 def _frozen(embeddings: Tensor | UnitEmbeddings) -> UnitEmbeddings:

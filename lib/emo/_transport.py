@@ -1,5 +1,6 @@
 """Optimal transport between two distributions over few tokens, exactly."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -10,7 +11,7 @@ __all__ = ["exact_cost"]
 
 def exact_cost(p: Tensor, q: Tensor, costs: Tensor) -> Tensor:
     """Cost of moving each row of ``p`` ``(N, V)`` onto that of ``q``; differentiable in ``p``."""
-    return _Exact.apply(p, q, costs)  # type: ignore[no-untyped-call, no-any-return]
+    return _exact(p, q, costs)
 
 
 class _Exact(torch.autograd.Function):
@@ -37,3 +38,7 @@ class _Exact(torch.autograd.Function):
         (duals,) = ctx.saved_tensors
         # The mass of p is fixed, so a constant added to a dual changes nothing; softmax removes it.
         return duals * upstream.unsqueeze(1), None, None
+
+
+# Function.apply has no type of its own in PyTorch.
+_exact: Callable[..., Tensor] = _Exact.apply
