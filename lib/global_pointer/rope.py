@@ -19,7 +19,7 @@ def apply_rope(x: Tensor, *, base: float = 10000.0) -> Tensor:
     so that :math:`\langle \mathcal R_i q, \mathcal R_j k\rangle` depends on i and j through
     j − i alone, and lengths are kept.
 
-    Equations: :eq:`eq:gplinker-rotation`, :eq:`eq:gplinker-rope`
+    Equations: :eq:`eq:rope-solution`, :eq:`eq:gplinker-rotation`, :eq:`eq:gplinker-rope`
 
     Parameters
     ----------

@@ -27,6 +27,7 @@ from lib.extraction.corpora.known import KNOWN, Source
 from lib.extraction.corpora.published import (
     place_entities,
     read_conll04,
+    read_conll04_entities,
     read_duie,
     read_triple_lists,
     unzip,
@@ -74,6 +75,17 @@ def test_conll04() -> None:
     reading = read_conll04(CONLL04.encode(), "x")
     assert reading.notes == {"entity that begins with an I- tag": 1}
     assert not reading.dropped
+
+
+def test_conll04_entities_need_no_relation() -> None:
+    (text, first), (_, second) = read_conll04_entities(CONLL04.encode(), "x")
+    assert [(kind, text[span.start : span.end]) for kind, span in first] == [
+        ("Peop", "Ada Quill"),
+        ("Loc", "Port"),
+        ("Org", "North Mill"),
+    ]
+    # Two B- tags in a row are two entities; an I- tag that continues nothing begins one.
+    assert [kind for kind, _ in second] == ["Loc", "Loc", "Loc"]
 
 
 def test_conll04_counts_what_it_drops() -> None:

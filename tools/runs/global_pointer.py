@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 
 from benchmarks.measure import hardware, peak_mib, versions, write_record
-from lib.extraction.corpora.published import _conll_sentences
+from lib.extraction.corpora.published import read_conll04_entities
 from lib.extraction.synthetic import synthetic_corpus
 from lib.extraction.synthetic.templates import RELATIONS
 from lib.global_pointer import EfficientGlobalPointer, GlobalPointer
@@ -65,19 +65,10 @@ def conll04(folder: Path) -> tuple[str, dict[str, Data]]:
     """Read all entities of CoNLL04, also those in no relation."""
 
     def entities(file: str) -> Data:
-        found: Data = []
-        for _, rows in _conll_sentences((folder / file).read_bytes(), file):
-            spans: list[tuple[str, int, int]] = []
-            at, last = 0, "O"
-            for row in rows:
-                if row.tag != "O":
-                    if row.tag == f"I-{last[2:]}":
-                        spans[-1] = (*spans[-1][:2], at + len(row.token))
-                    else:
-                        spans.append((row.tag[2:], at, at + len(row.token)))
-                at, last = at + len(row.token) + 1, row.tag
-            found.append((" ".join(row.token for row in rows), set(spans)))
-        return found
+        return [
+            (text, {(kind, span.start, span.end) for kind, span in found})
+            for text, found in read_conll04_entities((folder / file).read_bytes(), file)
+        ]
 
     return "conll04", {"train": entities("train.txt"), "test": entities("test.txt")}
 

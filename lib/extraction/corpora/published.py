@@ -15,7 +15,15 @@ from typing import Any, NamedTuple
 from lib.extraction.corpora.jsonl import parse_lines
 from lib.extraction.triples import Example, Span, Triple, occurrences
 
-__all__ = ["Reading", "place_entities", "read_conll04", "read_duie", "read_triple_lists", "unzip"]
+__all__ = [
+    "Reading",
+    "place_entities",
+    "read_conll04",
+    "read_conll04_entities",
+    "read_duie",
+    "read_triple_lists",
+    "unzip",
+]
 
 NOT_IN_TEXT = "entity not in the text"
 REPEATED = "triple repeated"
@@ -55,22 +63,9 @@ def read_conll04(data: bytes, where: str) -> Reading:
     dropped: Counter[str] = Counter()
     notes: Counter[str] = Counter()
     for name, rows in _conll_sentences(data, where):
-        starts = []
-        length = 0
-        for row in rows:
-            starts.append(length)
-            length += len(row.token) + 1
-        # Where the entity that a token belongs to begins; None for a token outside.
-        begins: list[int | None] = []
-        for index, row in enumerate(rows):
-            goes_on = index > 0 and row.tag == f"I-{rows[index - 1].tag[2:]}"
-            notes[LOOSE_TAG] += row.tag.startswith("I-") and not goes_on
-            begins.append(None if row.tag == "O" else begins[-1] if goes_on else index)
-        entities = {
-            index: Span(starts[first], starts[index] + len(rows[index].token))
-            for index, first in enumerate(begins)
-            if first is not None and (index + 1 == len(rows) or begins[index + 1] != first)
-        }
+        marked, loose = _entities(rows)
+        notes[LOOSE_TAG] += loose
+        entities = {last: span for last, (_, span) in marked.items()}
         triples = []
         for index, row in enumerate(rows):
             for relation, target in row.links:
@@ -80,8 +75,27 @@ def read_conll04(data: bytes, where: str) -> Reading:
                     dropped[NOT_AN_END] += 1
         distinct = tuple(dict.fromkeys(triples))
         dropped[REPEATED] += len(triples) - len(distinct)
-        examples.append(Example(name, " ".join(row.token for row in rows), distinct))
+        examples.append(Example(name, _text(rows), distinct))
     return Reading(tuple(examples), +dropped, +notes)
+
+
+def read_conll04_entities(data: bytes, where: str) -> list[tuple[str, list[tuple[str, Span]]]]:
+    """Read the entities of CoNLL04, also those in no relation.
+
+    Returns
+    -------
+    list of (text, entities)
+        One per sentence; each entity is its kind and its characters, in text order.
+
+    Raises
+    ------
+    ValueError
+        As of :func:`read_conll04`.
+    """
+    return [
+        (_text(rows), list(_entities(rows)[0].values()))
+        for _, rows in _conll_sentences(data, where)
+    ]
 
 
 class _Row(NamedTuple):
@@ -91,6 +105,34 @@ class _Row(NamedTuple):
     token: str
     tag: str
     links: list[tuple[str, int]]
+
+
+def _text(rows: list[_Row]) -> str:
+    return " ".join(row.token for row in rows)
+
+
+def _entities(rows: list[_Row]) -> tuple[dict[int, tuple[str, Span]], int]:
+    """Return kind and characters of each entity by its last token, and how many I- tags began one.
+
+    The tag says where an entity begins and where it goes on; it ends where it does not go on.
+    """
+    starts = []
+    length = 0
+    for row in rows:
+        starts.append(length)
+        length += len(row.token) + 1
+    loose = 0
+    begins: list[int | None] = []  # where the entity that a token belongs to begins
+    for index, row in enumerate(rows):
+        goes_on = index > 0 and row.tag == f"I-{rows[index - 1].tag[2:]}"
+        loose += row.tag.startswith("I-") and not goes_on
+        begins.append(None if row.tag == "O" else begins[-1] if goes_on else index)
+    found = {
+        index: (rows[first].tag[2:], Span(starts[first], starts[index] + len(rows[index].token)))
+        for index, first in enumerate(begins)
+        if first is not None and (index + 1 == len(rows) or begins[index + 1] != first)
+    }
+    return found, loose
 
 
 def _conll_sentences(data: bytes, where: str) -> Iterator[tuple[str, list[_Row]]]:
