@@ -36,7 +36,7 @@ notebooks: $(READY)
 
 # Make a stored run record anew: make runs RUN=soft_zlpr writes book/runs/soft_zlpr*.json.
 runs: $(READY)
-	$(BIN)/python -m tools.runs.$(RUN)
+	$(BIN)/python -m tools.runs $(RUN)
 
 # Measure all losses against the published ones: writes book/runs/performance-*.json.
 bench: $(READY)

@@ -1,0 +1,114 @@
+"""Models trained on published corpora, three seeds each: the records that chapter 9 reads.
+
+``make runs RUN=webnlg-gplinker`` trains one model with each seed and writes
+``book/runs/webnlg-gplinker-0.json`` and so on: the run record of `lib.extraction.records`, and
+under "measured" what a chapter wants to know besides. It may be interrupted: the same command
+continues. Corpora are downloaded to the user's cache, if they may be, or read from a folder
+(``--data-folder data`` holds ``data/webnlg`` and so on). The best epoch is chosen on dev; test is
+looked at once, at the end.
+"""
+
+import argparse
+import json
+import resource
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[2]
+RUNS = ROOT / "book" / "runs"
+ENCODER = "sentence-transformers/all-MiniLM-L6-v2"
+SEEDS = (0, 1, 2)
+
+
+@dataclass(frozen=True)
+class Data:
+    """How to train on a corpus, whatever the model."""
+
+    options: str
+    pretrained: bool = True
+
+
+COMMON = "--freeze-embeddings --batch-size 8 --lr 3e-4"
+CORPORA = {
+    "conll04": Data(f"{COMMON} --epochs 20 --patience 20"),
+    "webnlg": Data(f"{COMMON} --epochs 20"),
+    "webnlg_star": Data(f"{COMMON} --epochs 20"),
+    # No Chinese encoder of this size is at hand: characters from scratch, as a demonstration.
+    "duie": Data("--encoder small --epochs 20", pretrained=False),
+}
+MODELS = {
+    "gplinker": ("lib.gplinker", "--pointer standard --head-lr 1e-3"),
+    "gplinker_efficient": ("lib.gplinker", "--pointer efficient --head-lr 2e-3"),
+    "casrel": ("lib.casrel", "--head-lr 1e-3"),
+}
+
+
+def names() -> list[str]:
+    """Return the runs there are."""
+    return [f"{data}-{model}" for data, model in product(CORPORA, MODELS)]
+
+
+def command(name: str, seed: int, out: Path, data: str, encoder: str) -> list[str]:
+    """Return the command that trains one model."""
+    corpus, model = name.split("-")
+    module, options = MODELS[model]
+    words = ["accelerate", "launch", "--num_processes", "1", "--num_machines", "1"]
+    words += ["--dynamo_backend", "no", "--mixed_precision", "bf16", "-m", module, "train"]
+    words += ["--data", data, "--out", str(out), "--seed", str(seed), *options.split()]
+    words += CORPORA[corpus].options.split()
+    if CORPORA[corpus].pretrained:
+        words += ["--encoder", encoder]
+    return words
+
+
+def measured(record: dict[str, Any], out: Path, name: str, data: str) -> dict[str, Any]:
+    """Time decoding of the test split, and say what training cost."""
+    import importlib
+
+    from lib.extraction.corpora import load_corpus
+    from lib.extraction.training import predict
+
+    module, _ = MODELS[name.split("-")[1]]
+    kind = getattr(importlib.import_module(module), record["model"]["class"])
+    corpus = load_corpus(data)
+    texts = [example.text for example in corpus.test or corpus.dev]
+    model = kind.load(out / "best")
+    predict(model, texts[:32])
+    start, spent = time.perf_counter(), time.process_time()
+    predict(model, texts)
+    wall, cpu = time.perf_counter() - start, time.process_time() - spent
+    # The largest of all processes that have ended; the training was one of them.
+    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
+    return {
+        "decoded_sentences": len(texts),
+        "decode_wall_seconds": round(wall, 3),
+        "decode_cpu_seconds": round(cpu, 3),
+        "training_peak_mib": round(peak / 1024, 1),
+    }
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Train with each seed, one after the other, and write the records."""
+    parser = argparse.ArgumentParser(prog="python -m tools.runs", description=__doc__)
+    parser.add_argument("name", choices=names(), metavar="NAME")
+    parser.add_argument("--data-folder", type=Path, help="holds a folder per corpus")
+    parser.add_argument("--encoder", default=ENCODER, help="name on the hub, or a folder")
+    parser.add_argument("--seeds", type=int, nargs="+", default=SEEDS)
+    options = parser.parse_args(arguments)
+    corpus = options.name.split("-")[0]
+    data = corpus if options.data_folder is None else f"{corpus}={options.data_folder / corpus}"
+    for seed in options.seeds:
+        out = ROOT / "_build" / "runs" / f"{options.name}-{seed}"
+        words = command(options.name, seed, out, data, options.encoder)
+        program = str(Path(sys.executable).with_name(words[0]))
+        subprocess.run([program, *words[1:]], check=True, cwd=ROOT)
+        record = json.loads((out / "record.json").read_text("utf-8"))
+        record["measured"] = measured(record, out, options.name, data)
+        target = RUNS / f"{options.name}-{seed}.json"
+        target.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", "utf-8")
+    return 0
