@@ -52,9 +52,9 @@ def wait(process, condition):
 
 
 def result(out):
-    """Return all that a run leaves behind, without times and the names of its folders."""
+    """Return all that a run leaves behind, but for times, the folder's name and git's state."""
     record = asdict(read_record(out / "record.json"))
-    for name in ("wall_seconds", "command"):
+    for name in ("wall_seconds", "command", "code"):
         del record[name]
     for epoch in record["epochs"]:
         del epoch["seconds"]
@@ -73,7 +73,7 @@ def undisturbed(tmp_path_factory):
     for split, examples in toy_corpus(train=60).splits().items():
         write_jsonl(folder / "data" / f"{split}.jsonl", examples)
     process = start(folder, "undisturbed")
-    wait(process, (folder / "undisturbed").exists)
+    wait(process, (folder / "undisturbed" / "checkpoint.pt").exists)
     started = time.perf_counter()
     said = finish(process)
     seconds = time.perf_counter() - started
@@ -95,11 +95,13 @@ def test_killed_at_a_random_moment_it_ends_as_if_undisturbed(undisturbed, number
         process = start(folder, str(out.name))
         wait(process, out.exists)
         if number % 2 == 0:
+            # Making ready and the first epoch take as long as several later epochs.
+            wait(process, chance.choice([out, out / "checkpoint.pt"]).exists)
             time.sleep(chance.uniform(0, 0.9 * seconds))
         else:
             for _ in range(chance.randrange(1, 8)):
-                wait(process, lambda: not list(out.glob(".*")))
-                wait(process, lambda: list(out.glob(".*")))
+                wait(process, lambda folder=out: not list(folder.glob(".*")))
+                wait(process, lambda folder=out: list(folder.glob(".*")))
             time.sleep(chance.uniform(0, 0.01))
         process.kill()
         process.communicate()
