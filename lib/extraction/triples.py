@@ -112,7 +112,8 @@ class Example:
     Raises
     ------
     ValueError
-        If a span ends after the text, or a triple stands there twice.
+        If a span ends after the text, a triple stands there twice, or a string holds half of a
+        surrogate pair, which no tokenizer and no UTF-8 file takes.
 
     Examples
     --------
@@ -125,7 +126,16 @@ class Example:
     triples: tuple[Triple, ...] = ()
 
     def __post_init__(self) -> None:
-        """Refuse spans outside the text and repeated triples."""
+        """Refuse spans outside the text, repeated triples and strings that are not Unicode."""
+        strings = [("id", self.id), ("text", self.text)]
+        for name, string in (*strings, *(("relation", t.relation) for t in self.triples)):
+            try:
+                string.encode()
+            except UnicodeEncodeError as error:
+                raise ValueError(
+                    f"example {self.id!r}: {name} holds {string[error.start]!r}, half of a "
+                    f"surrogate pair, at character {error.start}"
+                ) from error
         for triple in self.triples:
             for role, span in (("subject", triple.subject), ("object", triple.object)):
                 if span.end > len(self.text):

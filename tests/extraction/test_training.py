@@ -19,6 +19,7 @@ from lib.extraction.records import read_record, write_atomically
 from lib.extraction.training import (
     Settings,
     _run,
+    ema_decay,
     epoch_batches,
     evaluate,
     learning_rate_factor,
@@ -62,6 +63,21 @@ def undisturbed(tmp_path_factory):
     return out, model, record
 
 
+def interrupt_at_score(monkeypatch, call):
+    """Let the user stop the run when it scores for the call-th time."""
+    calls = 0
+    score = _run.score_items
+
+    def interrupted(*args):
+        nonlocal calls
+        calls += 1
+        if calls == call:
+            raise KeyboardInterrupt
+        return score(*args)
+
+    monkeypatch.setattr(_run, "score_items", interrupted)
+
+
 def assert_same_end(undisturbed, model, record, out):
     _, wanted, wanted_record = undisturbed
     assert essence(record) == essence(wanted_record)
@@ -87,6 +103,8 @@ def assert_same_end(undisturbed, model, record, out):
         ({"weight_decay": -0.1}, "weight_decay must be 0 or more, got -0.1"),
         ({"seed": -1}, "seed must be 0 or more, got -1"),
         ({"warmup": 1.0}, r"warmup must lie in \[0, 1\), got 1.0"),
+        ({"ema": 1.0}, r"ema must lie in \[0, 1\), got 1.0"),
+        ({"ema": float("nan")}, r"ema must lie in \[0, 1\), got nan"),
         ({"schedule": "cosine"}, r"schedule must be one of .*'linear'.*, got 'cosine'"),
     ],
 )
@@ -295,6 +313,86 @@ def test_progress_is_told_on_request_only(tmp_path, capsys):
     assert line in capsys.readouterr().err
 
 
+# --- averaged weights ------------------------------------------------------------------------
+
+EMA = replace(SETTINGS, ema=0.95)
+
+
+@pytest.fixture(scope="module")
+def averaged(tmp_path_factory):
+    out = tmp_path_factory.mktemp("averaged") / "run"
+    model, record = run(out, EMA)
+    return out, model, record
+
+
+def test_averaged_weights_are_the_mean_of_the_steps_taken(tmp_path, monkeypatch):
+    """Each step's weights by hand, in float64, against what is kept after epochs 1 and 3."""
+    walked = []
+    step = torch.optim.AdamW.step
+
+    def spy(self, *args, **kwargs):
+        step(self, *args, **kwargs)
+        walked.append([p.detach().double() for g in self.param_groups for p in g["params"]])
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", spy)
+    for epochs in (1, 3):
+        walked.clear()
+        monkeypatch.setattr(_run, "_best_epoch", len)  # keep the last
+        model, _ = run(tmp_path / str(epochs), replace(EMA, epochs=epochs))
+        assert len(walked) == 10 * epochs
+        shares = [0.95**age for age in reversed(range(len(walked)))]
+        for number, kept in enumerate((model.embedding.weight, *model.head.parameters())):
+            mean = sum(s * w[number] for s, w in zip(shares, walked, strict=True)) / sum(shares)
+            torch.testing.assert_close(kept.double(), mean, rtol=1e-5, atol=1e-6)
+            assert not torch.allclose(kept.double(), walked[-1][number], rtol=1e-2)
+
+
+@given(st.integers(1, 2000), st.floats(0.01, 0.9999))
+def test_the_decay_rises_from_nothing_to_what_was_asked(step, decay):
+    here, after = ema_decay(step, decay), ema_decay(step + 1, decay)
+    assert ema_decay(1, decay) == 0.0
+    assert 0 <= here <= after + 1e-9 < decay + 1e-8
+    assert here <= (step - 1) / step + 1e-9  # never slower than the plain mean
+    assert ema_decay(10**7, decay) == pytest.approx(decay)
+
+
+def test_averaging_changes_what_is_kept_and_nothing_of_the_training(averaged, undisturbed):
+    _, model, record = averaged
+    assert record.curve("train_loss") == undisturbed[2].curve("train_loss")
+    assert not torch.equal(model.head.weight, undisturbed[1].head.weight)
+    assert record.curve("f1") != undisturbed[2].curve("f1")
+    assert max(record.curve("f1")) > 0.8
+    corpus = toy_corpus()
+    for kept in (model, Toy.load(averaged[0] / "best")):
+        for split in ("dev", "test"):
+            assert evaluate(kept, corpus.split(split)).to_dict() == record.scores[split]
+    assert record.scores["dev"]["f1"] == record.curve("f1")[record.best_epoch - 1]
+
+
+@pytest.mark.parametrize("call", [2, 4, 6])
+def test_averaging_is_resumed_exactly(tmp_path, monkeypatch, averaged, call):
+    interrupt_at_score(monkeypatch, call)
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "run", EMA)
+    monkeypatch.undo()
+    model, record = run(tmp_path / "run", EMA)
+    assert_same_end(averaged, model, record, tmp_path / "run")
+
+
+def test_averages_stay_in_float32_when_the_steps_compute_in_bf16(tmp_path):
+    """In bf16 a twentieth of a small step would be rounded away."""
+    write_toy_data(tmp_path / "data")
+    done = start(command(tmp_path / "run", "--ema", "0.95"), ACCELERATE_MIXED_PRECISION="bf16")
+    assert done.returncode == 0, done.stderr
+    record = read_record(tmp_path / "run" / "record.json")
+    assert record.hardware["precision"] == "bf16"
+    assert max(record.curve("f1")) > 0.8
+    kept = Toy.load(tmp_path / "run" / "best")
+    for tensor in kept.state_dict().values():
+        assert tensor.dtype == torch.float32
+        assert not torch.equal(tensor, tensor.bfloat16().float())
+
+
 # --- evaluation and prediction ---------------------------------------------------------------
 
 
@@ -322,17 +420,7 @@ def test_nothing_to_evaluate_is_an_error(undisturbed):
 def test_interrupted_in_an_epoch_it_ends_as_if_undisturbed(
     tmp_path, monkeypatch, undisturbed, call
 ):
-    calls = 0
-    score = _run.score_items
-
-    def interrupted(*args):
-        nonlocal calls
-        calls += 1
-        if calls == call:
-            raise KeyboardInterrupt
-        return score(*args)
-
-    monkeypatch.setattr(_run, "score_items", interrupted)
+    interrupt_at_score(monkeypatch, call)
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path / "run")
     monkeypatch.undo()
@@ -504,12 +592,14 @@ def test_machines_that_do_not_share_the_folder_are_told(interrupted, monkeypatch
 # --- several processes -----------------------------------------------------------------------
 
 
-def test_two_processes_equal_one(tmp_path):
+@pytest.mark.parametrize("ema", [0.0, 0.9])
+def test_two_processes_equal_one(tmp_path, ema):
     """In batches of 3 the shares are unequal; 37 leave one of 1, in which a process idles."""
     write_toy_data(tmp_path / "data")
     launch = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
     launch += ["--main_process_port", "0"]
-    arguments = [*launch, *command(tmp_path / "two", "--dropout", "0", "--batch-size", "3")]
+    changes = ["--dropout", "0", "--batch-size", "3", "--ema", str(ema)]
+    arguments = [*launch, *command(tmp_path / "two", *changes)]
     both = start(arguments, CUDA_VISIBLE_DEVICES="")
     assert both.returncode == 0, both.stderr
     two = read_record(tmp_path / "two" / "record.json")
@@ -522,7 +612,7 @@ def test_two_processes_equal_one(tmp_path):
     corpus = load_corpus(str(tmp_path / "data"))
     model, one = run(
         tmp_path / "one",
-        replace(SETTINGS, batch_size=3),
+        replace(SETTINGS, batch_size=3, ema=ema),
         corpus=corpus,
         dropout=0.0,
         options={"encoder": "toy", "dropout": 0.0},

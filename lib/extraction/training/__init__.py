@@ -24,6 +24,7 @@ from lib.extraction.training._protocol import Extractor
 from lib.extraction.training._run import train
 from lib.extraction.training._settings import (
     Settings,
+    ema_decay,
     epoch_batches,
     learning_rate_factor,
     set_seed,
@@ -32,6 +33,7 @@ from lib.extraction.training._settings import (
 __all__ = [
     "Extractor",
     "Settings",
+    "ema_decay",
     "epoch_batches",
     "evaluate",
     "learning_rate_factor",

@@ -9,11 +9,12 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm.auto import tqdm
 
 from lib.extraction.corpora import check_relations
@@ -33,6 +34,7 @@ from lib.extraction.training._inference import make_accelerator, score_items
 from lib.extraction.training._protocol import Extractor
 from lib.extraction.training._settings import (
     Settings,
+    ema_decay,
     epoch_batches,
     learning_rate_factor,
     set_seed,
@@ -123,6 +125,7 @@ class _Run:
         for split, examples in self.splits.items():
             check_relations(examples, model.relations, where=f"{corpus.name}, {split}")
         self.model, self.corpus, self.out, self.settings = model, corpus, out, settings
+        self.average: AveragedModel | None = None
         self.command = command or shlex.join(portable(argument) for argument in sys.argv)
         self.code = code_version()  # now: the files may change while the run goes on
         self.checkpoint = out / "checkpoint.pt"
@@ -224,9 +227,14 @@ class _Run:
             fused=True,  # on a CPU five times as fast as the default for a small encoder
         )
         self.peaks = [group["lr"] for group in optimizer.param_groups]
+        if settings.ema:
+            self.model.to(self.accelerator.device)  # a copy is made where the model is
+            self.average = AveragedModel(cast(torch.nn.Module, self.model))
         wrapped, optimizer = self.accelerator.prepare(self.model, optimizer)
         if saved is not None:
             optimizer.load_state_dict(saved["optimizer"])
+            if self.average is not None:
+                self.average.load_state_dict(saved["average"])
             self.epochs = saved["epochs"]
             self.best_model = saved["best_model"]
             # The kill may have come between the checkpoint and the model that belongs to it.
@@ -244,7 +252,7 @@ class _Run:
         self.accelerator.unwrap_model(wrapped, keep_fp32_wrapper=False)
         self.model.load_state_dict(self.best_model)
         scores = {
-            split: self.score(split, items[split]).to_dict()
+            split: self.score(self.model, split, items[split]).to_dict()
             for split in self.splits
             if split != "train"
         }
@@ -273,9 +281,14 @@ class _Run:
         stuck = best > 0 and done - (scores.index(best) + 1) >= self.settings.patience
         return done >= self.settings.epochs or stuck
 
-    def score(self, split: str, items: list[Any]) -> Scores:
+    @property
+    def candidate(self) -> Extractor:
+        """What an epoch offers to be kept: the trained model, or the one with averaged weights."""
+        return self.model if self.average is None else cast(Extractor, self.average.module)
+
+    def score(self, model: Extractor, split: str, items: list[Any]) -> Scores:
         return score_items(
-            self.model,
+            model,
             self.splits[split],
             items,
             self.corpus.match,
@@ -295,7 +308,7 @@ class _Run:
         started = time.perf_counter()
         bar.set_description(f"epoch {epoch}/{self.settings.epochs}")
         loss = self.optimise(wrapped, optimizer, items["train"], lengths, epoch, bar)
-        dev = self.score("dev", items["dev"])
+        dev = self.score(self.candidate, "dev", items["dev"])
         seconds = round(time.perf_counter() - started, 3)
         rates = {"precision": dev.precision, "recall": dev.recall, "f1": dev.f1}
         self.epochs.append({"epoch": epoch, "train_loss": loss, "seconds": seconds, "dev": rates})
@@ -303,7 +316,7 @@ class _Run:
         if improved:
             self.best_model = {
                 name: tensor.detach().cpu().clone()
-                for name, tensor in self.model.state_dict().items()
+                for name, tensor in self.candidate.state_dict().items()
             }
         self.save_checkpoint(optimizer, improved)
         if improved:
@@ -331,8 +344,9 @@ class _Run:
         batches = epoch_batches(lengths, settings.batch_size, seed=settings.seed, epoch=epoch)
         total = torch.zeros((), device=accelerator.device, dtype=torch.float64)
         for number, batch in enumerate(batches):
+            step = (epoch - 1) * len(batches) + number  # steps taken before this one
             factor = learning_rate_factor(
-                (epoch - 1) * len(batches) + number,
+                step,
                 settings.epochs * len(batches),
                 warmup=settings.warmup,
                 schedule=settings.schedule,
@@ -351,6 +365,10 @@ class _Run:
             accelerator.clip_grad_norm_(self.model.parameters(), settings.clip)
             optimizer.step()
             optimizer.zero_grad()
+            if self.average is not None:
+                decay = ema_decay(step + 1, settings.ema)
+                self.average.multi_avg_fn = get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]
+                self.average.update_parameters(cast(torch.nn.Module, self.model))
             total += loss.detach() * (len(batch) / world)
             bar.update()
             if number % 10 == 0:  # reading the loss makes a GPU wait
@@ -368,7 +386,8 @@ class _Run:
             "identity": self.identity(),
             "epochs": self.epochs,
             # The same tensors are stored once.
-            "model": self.best_model if improved else self.model.state_dict(),
+            "model": self.best_model if improved and not self.average else self.model.state_dict(),
+            "average": self.average and self.average.state_dict(),
             "best_model": self.best_model,
             "optimizer": optimizer.state_dict(),
         }

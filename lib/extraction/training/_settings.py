@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-__all__ = ["Settings", "epoch_batches", "learning_rate_factor", "set_seed"]
+__all__ = ["Settings", "ema_decay", "epoch_batches", "learning_rate_factor", "set_seed"]
 
 SCHEDULES = ("linear", "constant")
 _POOL = 16  # batches that are sorted by length together: enough to save padding, few enough to mix
@@ -40,6 +40,10 @@ class Settings:
         What follows the warm-up: a straight fall to 0, or no change.
     clip : float
         Largest norm of the gradient, ``> 0``; longer ones are scaled down.
+    ema : float
+        Decay of the exponential moving average of the weights, in ``[0, 1)``. If it is above 0,
+        the average is what dev scores and what is kept; see `ema_decay`. 0: the weights as they
+        are.
     patience : int
         Epochs without a better dev F1 after which training ends. Epochs before the first F1 above
         0 do not count.
@@ -69,6 +73,7 @@ class Settings:
     warmup: float = _setting(0.1, "Share of all steps over which the rates rise from 0.")
     schedule: str = _setting("linear", "After the warm-up: linear (falls to 0) or constant.")
     clip: float = _setting(1.0, "Largest norm of the gradient.")
+    ema: float = _setting(0.0, "Keep a moving average of the weights, with this decay; 0: none.")
     patience: int = _setting(5, "Epochs without a better dev F1 before training ends.")
     seed: int = _setting(0, "Seed of weights, order and dropout.")
 
@@ -83,8 +88,9 @@ class Settings:
         for name in ("weight_decay", "seed"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"{name} must be 0 or more, got {getattr(self, name)}")
-        if not 0 <= self.warmup < 1:
-            raise ValueError(f"warmup must lie in [0, 1), got {self.warmup}")
+        for name in ("warmup", "ema"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name} must lie in [0, 1), got {getattr(self, name)}")
         if self.schedule not in SCHEDULES:
             raise ValueError(f"schedule must be one of {SCHEDULES}, got {self.schedule!r}")
 
@@ -117,6 +123,39 @@ def learning_rate_factor(step: int, total: int, *, warmup: float, schedule: str)
     if step < rise:
         return (step + 1) / rise
     return 1.0 if schedule == "constant" else (total - step) / (total - rise)
+
+
+def ema_decay(step: int, decay: float) -> float:
+    r"""Return what the averaged weights keep of themselves at a step.
+
+    With :math:`\beta` the decay and :math:`w_k` the weights after step :math:`k`, the average after
+    step :math:`t` is a mean, whose weights sum to 1, of the steps taken,
+
+    .. math:: \bar w_t = \frac{\sum_{k=1}^{t}\beta^{t-k}w_k}{\sum_{k=1}^{t}\beta^{t-k}}
+        = \beta_t\,\bar w_{t-1} + (1-\beta_t)\,w_t,
+        \qquad \beta_t = \beta\,\frac{1-\beta^{t-1}}{1-\beta^{t}}
+
+    and :math:`\beta_t` is returned. It rises from 0 towards :math:`\beta`.
+
+    Parameters
+    ----------
+    step : int
+        The number of steps taken, at least 1.
+    decay : float
+        In ``(0, 1)``. About ``1 / (1 - decay)`` steps count.
+
+    Notes
+    -----
+    With :math:`\beta` at every step the first weights, which are hardly trained, would keep the
+    share :math:`\beta^{t-1}`: a tenth after 2300 steps with a decay of 0.999. Here they have no
+    more than their place in the mean gives them.
+
+    Examples
+    --------
+    >>> [round(ema_decay(step, 0.9), 4) for step in (1, 2, 3, 1000)]
+    [0.0, 0.4737, 0.631, 0.9]
+    """
+    return decay * (1 - decay ** (step - 1)) / (1 - decay**step)
 
 
 def epoch_batches(

@@ -1,0 +1,118 @@
+"""Training is killed at random moments: run again, the same command ends as if undisturbed.
+
+Two moments are tried by default; ``KILLS=10 python -m pytest tests/test_kill.py`` tries ten.
+"""
+
+import os
+import random
+import subprocess
+import sys
+import time
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+
+from lib.extraction.corpora import write_jsonl
+from lib.extraction.records import read_record
+from tests.extraction.toy import toy_corpus
+
+ROOT = Path(__file__).parents[1]
+KILLS = int(os.environ.get("KILLS", "2"))
+TRAIN = (
+    "-m lib.gplinker train --data data --encoder small --epochs 10 --patience 10 --batch-size 4 "
+    "--ema 0.9 --lr 0.003 --head-lr 0.006 --quiet --out"
+)
+
+
+def start(folder, out):
+    return subprocess.Popen(
+        [sys.executable, *TRAIN.split(), out],
+        cwd=folder,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def finish(process):
+    said, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, said
+    return said
+
+
+def wait(process, condition):
+    """Return whether the condition held before the process ended."""
+    while process.poll() is None:
+        if condition():
+            return True
+        time.sleep(0.0002)
+    return False
+
+
+def result(out):
+    """Return all that a run leaves behind, but for times, the folder's name and git's state."""
+    record = asdict(read_record(out / "record.json"))
+    for name in ("wall_seconds", "command", "code"):
+        del record[name]
+    for epoch in record["epochs"]:
+        del epoch["seconds"]
+    files = {
+        path.relative_to(out).as_posix(): path.read_bytes()
+        for path in sorted(out.rglob("*"))
+        if path.is_file() and path.name != "record.json"
+    }
+    return record, files
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("kill")
+    (folder / "data").mkdir()
+    for split, examples in toy_corpus(train=60).splits().items():
+        write_jsonl(folder / "data" / f"{split}.jsonl", examples)
+    process = start(folder, "undisturbed")
+    wait(process, (folder / "undisturbed" / "checkpoint.pt").exists)
+    started = time.perf_counter()
+    said = finish(process)
+    seconds = time.perf_counter() - started
+    record, files = result(folder / "undisturbed")
+    assert len(record["epochs"]) == 10
+    curve = [epoch["dev"]["f1"] for epoch in record["epochs"]]
+    assert max(curve) > 0.5  # something has been learnt
+    assert len(set(curve)) > 3  # and kept several times
+    return folder, seconds, said, record, files
+
+
+@pytest.mark.parametrize("number", range(KILLS))
+def test_killed_at_a_random_moment_it_ends_as_if_undisturbed(undisturbed, number):
+    """Even numbers: any moment. Odd ones: while files are being written."""
+    folder, seconds, said, record, files = undisturbed
+    chance = random.Random()
+    out = folder / f"run{number}"
+    for attempt in range(5):  # on a busy machine a run may end before it is killed
+        process = start(folder, str(out.name))
+        wait(process, out.exists)
+        if number % 2 == 0:
+            # Making ready and the first epoch take as long as several later epochs.
+            wait(process, chance.choice([out, out / "checkpoint.pt"]).exists)
+            time.sleep(chance.uniform(0, 0.9 * seconds))
+        else:
+            for _ in range(chance.randrange(1, 8)):
+                wait(process, lambda folder=out: not list(folder.glob(".*")))
+                wait(process, lambda folder=out: list(folder.glob(".*")))
+            time.sleep(chance.uniform(0, 0.01))
+        process.kill()
+        process.communicate()
+        if process.returncode == -9:
+            break
+        out = folder / f"run{number}_{attempt}"
+    assert process.returncode == -9
+    left = sorted(path.name for path in out.iterdir())
+    said_again = finish(start(folder, out.name))
+    assert said_again.replace(out.name, "undisturbed") == said, left
+    record_again, files_again = result(out)
+    assert record_again == record, left
+    assert files_again == files, left
+    print(f"killed with {left} in the folder: the same end")
