@@ -71,7 +71,7 @@ def power_probability(logits: Tensor, power: float) -> Tensor:
     Examples
     --------
     >>> [f"{v:.4f}" for v in power_probability(torch.tensor([0.0, 2.0]), 4).tolist()]
-    ['0.0625', '0.6018']
+    ['0.0625', '0.6019']
     """
     _check_scores(logits)
     _check_power(power)
@@ -106,7 +106,7 @@ def power_threshold(power: float, probability: float = 0.5) -> float:
     Examples
     --------
     >>> [f"{power_threshold(power):.4f}" for power in (1, 2, 4)]
-    ['0.0000', '0.8814', '1.6654']
+    ['0.0000', '0.8814', '1.6649']
     """
     _check_power(power)
     if not 0 < probability < 1:
@@ -436,22 +436,22 @@ def conditional_layer_norm(
     >>> [[f"{v:.2f}" for v in token] for token in out[0].tolist()]
     [['-0.50', '1.50'], ['1.50', '-0.50']]
     """
-    size = hidden.shape[-1:]
     if hidden.dim() < 2 or condition.dim() == 0 or condition.shape[:-1] != hidden.shape[:-2]:
         raise ValueError(
             "condition must have the leading dimensions of hidden (..., L, D), got condition "
             f"{tuple(condition.shape)} and hidden {tuple(hidden.shape)}"
         )
-    expected = {"weight": size, "bias": size}
-    expected |= dict.fromkeys(("weight_map", "bias_map"), (*size, condition.shape[-1]))
-    given = {"weight": weight, "bias": bias, "weight_map": weight_map, "bias_map": bias_map}
-    for name, tensor in given.items():
-        if tuple(tensor.shape) != tuple(expected[name]):
-            raise ValueError(
-                f"{name} must have shape {tuple(expected[name])}, got {tuple(tensor.shape)}"
-            )
+    size, width = hidden.shape[-1], condition.shape[-1]
+    for name, tensor, shape in (
+        ("weight", weight, (size,)),
+        ("bias", bias, (size,)),
+        ("weight_map", weight_map, (size, width)),
+        ("bias_map", bias_map, (size, width)),
+    ):
+        if tensor.shape != shape:
+            raise ValueError(f"{name} must have shape {shape}, got {tuple(tensor.shape)}")
     linear = torch.nn.functional.linear
-    normal = torch.nn.functional.layer_norm(hidden, size, eps=eps)
+    normal = torch.nn.functional.layer_norm(hidden, (size,), eps=eps)
     gain = weight + linear(condition, weight_map)
     shift = bias + linear(condition, bias_map)
     return normal * gain.unsqueeze(-2) + shift.unsqueeze(-2)
