@@ -374,18 +374,14 @@ class CasRel(ExtractionModel):
         at_once = max(1, NUMBERS_AT_ONCE // numbers)
         cut = power_threshold(self.options.power[1])
         found: list[tuple[int, TokenTriple, float]] = []
-        for spans, subject_margins in zip(
-            torch.split(subjects.spans, at_once),
-            torch.split(subjects.margins, at_once),
-            strict=True,
-        ):
-            margins = self._margins(
-                self.object_scores(hidden, spans), cells[spans[:, 0]], [cut] * 2
-            )
+        for first in range(0, len(subjects.spans), at_once):
+            spans = subjects.spans[first : first + at_once]
+            scores = self.object_scores(hidden, spans)
+            margins = self._margins(scores, cells[spans[:, 0]], [cut, cut])
             objects = keep_best(tagged_spans(margins.transpose(1, 2)), MAX_SPANS)
             of = objects.spans[:, 0]
             rows = torch.cat((spans[of], objects.spans[:, 1:]), dim=1)
-            least = torch.minimum(subject_margins[of], objects.margins)
+            least = torch.minimum(subjects.margins[first + of], objects.margins)
             for (text, *tokens), margin in zip(rows.tolist(), least.tolist(), strict=True):
                 found.append((text, TokenTriple(*tokens), margin))
         return found
