@@ -11,18 +11,19 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from lib.extraction import folders
+from lib.extraction import model as shared
 from lib.extraction.alignment import NOT_ON_BORDERS, TokenTriple, span_of
+from lib.extraction.encoders import SHAPES, HuggingFaceEncoder, _ending, word_shape
 from lib.extraction.triples import Example, Span, Triple, occurrences
 from lib.gplinker import (
     GPLinker,
     Tables,
     decode_tables,
-    folders,
     model,
     table_positives,
     triple_scores,
 )
-from lib.gplinker.encoders import SHAPES, HuggingFaceEncoder, _ending, word_shape
 from lib.zlpr import zlpr_loss
 from tests.extraction.strategies import examples
 
@@ -924,7 +925,7 @@ class TestFolder:
             if path.suffix == ".safetensors":
                 raise OSError(errno.ENOSPC, "No space left on device")
 
-        monkeypatch.setattr(model, "write_atomically", full)
+        monkeypatch.setattr(shared, "write_atomically", full)
         with pytest.raises(OSError, match="No space left"):
             second.save(tmp_path / "model")
         monkeypatch.undo()
@@ -957,6 +958,17 @@ class TestFolder:
         (tmp_path / "model" / "config.json").write_text(text)
         with pytest.raises(ValueError, match=message):
             GPLinker.load(tmp_path / "model")
+
+    def test_the_model_is_named_and_was_not_always(self, tmp_path):
+        small().save(tmp_path / "model")
+        path = tmp_path / "model" / "config.json"
+        config = json.loads(path.read_text())
+        path.write_text(json.dumps(config | {"model": "CasRel"}))
+        with pytest.raises(ValueError, match="expected a model 'GPLinker', got 'CasRel'"):
+            GPLinker.load(tmp_path / "model")
+        assert config.pop("model") == "GPLinker"
+        path.write_text(json.dumps(config))
+        assert GPLinker.load(tmp_path / "model").relations == ("wrote", "lives in", "runs")
 
     def test_files_of_different_models(self, tmp_path):
         small().save(tmp_path / "one")

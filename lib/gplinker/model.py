@@ -1,36 +1,21 @@
 """The model: an encoder, three pointers, and the way from texts to triples and back."""
 
-import json
-from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, fields
-from importlib import metadata
-from pathlib import Path
-from typing import Any, Literal, Self
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal, Self
 
-import safetensors
 import torch
-from safetensors.torch import load_file
-from safetensors.torch import save as to_bytes
-from torch import Tensor, nn
+from torch import Tensor
 
-from lib.extraction.alignment import TokenTriple, align, span_of
-from lib.extraction.records import write_atomically
-from lib.extraction.triples import Example, Triple
+from lib.extraction.encoders import Encoder
+from lib.extraction.model import ExtractionModel, Item, ModelOptions, batches_by_length
+from lib.extraction.triples import Triple
 from lib.global_pointer import EfficientGlobalPointer, GlobalPointer
 from lib.gplinker.decoding import decode_tables, triple_scores
-from lib.gplinker.encoders import Encoder, HuggingFaceEncoder, SmallEncoder, SmallOptions
-from lib.gplinker.folders import replace_folder, restore_folder
 from lib.gplinker.tables import Tables, table_positives
 from lib.zlpr import sparse_zlpr_loss
 
 __all__ = ["GPLinker", "Item"]
-
-FORMAT = 1
-"""The layout of a saved folder. It changes whenever an older `GPLinker.load` could not read it."""
-
-TRUNCATED = "text truncated"
-"""Counted by `GPLinker.prepare` once per text longer than ``max_length`` tokens."""
 
 MAX_SPANS = 128
 """Most subjects and most objects decoded per text; no sentence comes near it."""
@@ -38,40 +23,18 @@ MAX_SPANS = 128
 CELLS_AT_ONCE = 2**24
 """Cells of all tables held at once in `GPLinker.extract`: 64 MB in float32."""
 
-_KINDS: dict[str, type[HuggingFaceEncoder] | type[SmallEncoder]] = {
-    kind.kind: kind for kind in (HuggingFaceEncoder, SmallEncoder)
-}
-
-
-@dataclass(frozen=True, slots=True)
-class Item:
-    """One text made ready: what the encoder reads, where its tokens are, and its triples.
-
-    ``len(item)`` is the number of tokens, by which batches of similar length can be formed.
-    """
-
-    text: str
-    inputs: dict[str, tuple[int, ...]]
-    offsets: tuple[tuple[int, int], ...]
-    triples: tuple[TokenTriple, ...]
-
-    def __len__(self) -> int:
-        """Return the number of tokens, special ones included."""
-        return len(self.offsets)
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class PointerOptions:
+class PointerOptions(ModelOptions):
     """How the tables are scored; see :meth:`GPLinker.create`."""
 
     pointer: Literal["efficient", "standard"] = "efficient"
     head_size: int = 64
     bias_start: float | None = -8.0
     link_rope: bool = True
-    freeze_embeddings: bool = False
 
 
-class GPLinker(nn.Module):
+class GPLinker(ExtractionModel):
     r"""Extract triples with one table per entity role and two per relation.
 
     An encoder turns the text into states; three pointers turn these into the tables of subjects
@@ -103,18 +66,16 @@ class GPLinker(nn.Module):
     relation in one sentence the subject of one is easily linked to the object of the other.
     """
 
+    options_class: ClassVar[type[ModelOptions]] = PointerOptions
+    unnamed_folders = True  # those of version 0.1, when there was no other model
+    options: PointerOptions
+
     def __init__(self, encoder: Encoder, relations: Sequence[str], options: PointerOptions) -> None:
-        super().__init__()
-        _check_relations(relations)
+        super().__init__(encoder, relations, options)
         if options.pointer not in ("efficient", "standard"):
             raise ValueError(
                 f"pointer: expected 'efficient' or 'standard', got {options.pointer!r}"
             )
-        self.relations = tuple(relations)
-        self.options = options
-        self.encoder = encoder
-        if options.freeze_embeddings:
-            encoder.word_embeddings().requires_grad_(False)
         kind = EfficientGlobalPointer if options.pointer == "efficient" else GlobalPointer
         size, head_size, start = encoder.hidden_size, options.head_size, options.bias_start
         links = {"causal": False, "rope": options.link_rope}
@@ -167,53 +128,7 @@ class GPLinker(nn.Module):
         OSError or ValueError
             From transformers, if it finds no such encoder.
         """
-        pointer_options = PointerOptions(**_take(options, PointerOptions))
-        _check_relations(relations)
-        made: Encoder
-        if encoder == "small":
-            if texts is None:
-                raise ValueError("texts: expected the training texts for encoder 'small', got None")
-            small_options = SmallOptions(**_take(options, SmallOptions))
-            extra = {"min_count": options.pop("min_count")} if "min_count" in options else {}
-            _refuse(options, "small")
-            made = SmallEncoder.create(texts, small_options, **extra)
-        else:
-            max_length = options.pop("max_length", None)
-            _refuse(options, encoder)
-            made = HuggingFaceEncoder.create(encoder, max_length=max_length)
-        return cls(made, relations, pointer_options)
-
-    def prepare(self, examples: Sequence[Example]) -> tuple[list[Item], Counter[str]]:
-        """Cut texts into tokens and carry their triples over.
-
-        Parameters
-        ----------
-        examples : sequence of Example
-            With or without triples.
-
-        Returns
-        -------
-        items : list of Item
-            One per example, in the same order.
-        dropped : Counter of str
-            How many triples have no tokens, by reason (see :mod:`lib.extraction.alignment`), and
-            under "text truncated" how many texts were longer than ``max_length`` tokens.
-
-        Raises
-        ------
-        ValueError
-            If a triple has a relation that the model does not know.
-        """
-        ids = {relation: index for index, relation in enumerate(self.relations)}
-        dropped: Counter[str] = Counter()
-        items = []
-        cut = self.encoder.tokenise([example.text for example in examples])
-        for example, tokens in zip(examples, cut, strict=True):
-            alignment = align(example, tokens.offsets, ids)
-            dropped += alignment.dropped
-            dropped[TRUNCATED] += tokens.truncated
-            items.append(Item(example.text, tokens.inputs, tokens.offsets, alignment.triples))
-        return items, +dropped
+        return super().create(encoder, relations, texts=texts, **options)
 
     def collate(self, items: Sequence[Item]) -> dict[str, Tensor]:
         """Make a batch: everything `forward` needs, padded to the longest item.
@@ -235,23 +150,8 @@ class GPLinker(nn.Module):
         ValueError
             If `items` is empty.
         """
-        if not items:
-            raise ValueError("items: expected at least one item, got none")
-        length = max(len(item) for item in items)
-        batch = {
-            name: torch.tensor(
-                [[*item.inputs[name], *[fill] * (length - len(item))] for item in items]
-            )
-            for name, fill in self.encoder.padding.items()
-        }
-        sizes = torch.tensor([len(item) for item in items])
-        batch["attention_mask"] = (torch.arange(length) < sizes[:, None]).long()
-        batch["cells"] = torch.tensor(
-            [
-                [start < end for start, end in item.offsets] + [False] * (length - len(item))
-                for item in items
-            ]
-        )
+        batch = self.collate_texts(items)
+        length = batch["cells"].shape[1]
         positives = table_positives(
             [item.triples for item in items], length=length, relations=len(self.relations)
         )
@@ -296,21 +196,6 @@ class GPLinker(nn.Module):
         ]
         return torch.cat(per_table, dim=1).sum(dim=1).mean()
 
-    def extract(self, items: Sequence[Item]) -> list[tuple[Triple, ...]]:
-        """Find the triples of texts.
-
-        Parameters
-        ----------
-        items : sequence of Item
-            As of :meth:`prepare`; their triples are not looked at.
-
-        Returns
-        -------
-        list of tuples of Triple
-            One per item, in the same order. See :meth:`extract_scored`.
-        """
-        return [tuple(triple for triple, _ in found) for found in self.extract_scored(items)]
-
     @torch.no_grad()
     def extract_scored(self, items: Sequence[Item]) -> list[tuple[tuple[Triple, float], ...]]:
         """Find the triples of texts, each with its confidence.
@@ -349,162 +234,16 @@ class GPLinker(nn.Module):
 
     def _batches(self, items: Sequence[Item]) -> list[list[int]]:
         """Group the indices of items of similar length, longest first."""
-        batches: list[list[int]] = []
-        room = 0
-        for i in sorted(range(len(items)), key=lambda i: -len(items[i])):
-            if room == 0:
-                batches.append([])
-                cells = (2 + 2 * len(self.relations)) * len(items[i]) ** 2
-                room = max(1, min(64, CELLS_AT_ONCE // cells))
-            batches[-1].append(i)
-            room -= 1
-        return batches
+        tables = 2 + 2 * len(self.relations)
+        return batches_by_length(
+            [len(item) for item in items], lambda length: tables * length**2, CELLS_AT_ONCE
+        )
 
     def _read(self, item: Item, tables: list[Tensor]) -> tuple[tuple[Triple, float], ...]:
         """Decode one text."""
         decoded = decode_tables(*tables, max_spans=MAX_SPANS)
         confidence = triple_scores(decoded, *tables).tolist()
         return tuple(
-            (
-                Triple(
-                    span_of(item.offsets, t.subject_head, t.subject_tail),
-                    self.relations[t.relation],
-                    span_of(item.offsets, t.object_head, t.object_tail),
-                ),
-                score,
-            )
-            for t, score in zip(decoded, confidence, strict=True)
+            (self.triple_of(item, tokens), score)
+            for tokens, score in zip(decoded, confidence, strict=True)
         )
-
-    def parameter_groups(
-        self, lr: float, head_lr: float, weight_decay: float
-    ) -> list[dict[str, Any]]:
-        """Group the trained parameters for an optimiser.
-
-        Parameters
-        ----------
-        lr, head_lr : float
-            Learning rates of the encoder and of the three pointers.
-        weight_decay : float
-            For matrices and embeddings; biases and the scales of norms are not decayed.
-
-        Returns
-        -------
-        list of dict
-            With keys ``params``, ``lr`` and ``weight_decay``; each trained parameter is in exactly
-            one group, frozen ones in none, and no group is empty.
-        """
-        groups: dict[tuple[float, float], list[nn.Parameter]] = {}
-        for name, parameter in self.named_parameters():
-            if parameter.requires_grad:
-                rate = lr if name.startswith("encoder.") else head_lr
-                decay = weight_decay if parameter.dim() > 1 else 0.0
-                groups.setdefault((rate, decay), []).append(parameter)
-        return [
-            {"params": params, "lr": rate, "weight_decay": decay}
-            for (rate, decay), params in groups.items()
-        ]
-
-    def save(self, folder: Path) -> None:
-        """Write the model as a folder: config.json, model.safetensors and encoder/.
-
-        Everything is written into a new folder beside `folder`, which then takes its place. A kill
-        or a full disk in the middle leaves the former model as it was, for :meth:`load` to find.
-
-        Parameters
-        ----------
-        folder : Path
-            Made or replaced. Its parent must exist.
-
-        Raises
-        ------
-        ValueError
-            If `folder` is there and is not a saved model: it is not overwritten.
-        OSError
-            As the disk raises it.
-        """
-        folder = Path(folder)
-        if folder.exists() and any(folder.iterdir()) and not (folder / "config.json").is_file():
-            raise ValueError(f"folder: expected a saved model or nothing at {folder}, got files")
-        replace_folder(folder, self._write)
-
-    def _write(self, folder: Path) -> None:
-        """Fill an empty folder."""
-        (folder / "encoder").mkdir()
-        self.encoder.save_files(folder / "encoder")
-        config = {
-            "format": FORMAT,
-            "library": metadata.version("softmax-to-gplinker"),
-            "relations": list(self.relations),
-            "options": asdict(self.options),
-            "dtype": str(next(self.parameters()).dtype).removeprefix("torch."),
-            "encoder": {"kind": self.encoder.kind, **self.encoder.describe()},
-        }
-        text = json.dumps(config, indent=2, ensure_ascii=False) + "\n"
-        write_atomically(folder / "config.json", lambda file: file.write(text.encode()))
-        state = {name: value.contiguous().cpu() for name, value in self.state_dict().items()}
-        weights = to_bytes(state, metadata={"format": "pt"})
-        write_atomically(folder / "model.safetensors", lambda file: file.write(weights))
-
-    @classmethod
-    def load(cls, folder: Path) -> Self:
-        """Read a model that :meth:`save` wrote; no network, no other files are needed.
-
-        Parameters
-        ----------
-        folder : Path
-            As given to :meth:`save`.
-
-        Returns
-        -------
-        GPLinker
-            On the CPU, in evaluation mode.
-
-        Raises
-        ------
-        FileNotFoundError
-            If a file is missing.
-        ValueError
-            If the folder has another format, or its files do not belong together.
-        """
-        folder = Path(folder)
-        restore_folder(folder)
-        for name in ("config.json", "model.safetensors", "encoder"):
-            if not (folder / name).exists():
-                raise FileNotFoundError(f"{folder}: expected a saved model, but it has no {name}")
-        try:
-            config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise ValueError(f"{folder / 'config.json'}: not JSON: {error}") from error
-        if not isinstance(config, dict) or config.get("format") != FORMAT:
-            given = config.get("format") if isinstance(config, dict) else None
-            raise ValueError(f"{folder / 'config.json'}: expected format {FORMAT}, got {given!r}")
-        description = dict(config["encoder"])
-        encoder = _KINDS[description.pop("kind")].load(folder / "encoder", description)
-        model = cls(encoder, config["relations"], PointerOptions(**config["options"]))
-        model.to(getattr(torch, config["dtype"]))
-        try:
-            model.load_state_dict(load_file(folder / "model.safetensors"))
-        except (RuntimeError, safetensors.SafetensorError) as error:
-            raise ValueError(
-                f"{folder / 'model.safetensors'}: does not fit config.json: {error}"
-            ) from error
-        return model.eval()
-
-
-def _check_relations(relations: Sequence[str]) -> None:
-    if not relations or isinstance(relations, str):
-        raise ValueError(f"relations: expected at least one name in a sequence, got {relations!r}")
-    repeated = [name for name, count in Counter(relations).items() if count > 1]
-    if repeated:
-        raise ValueError(f"relations: expected different names, got {repeated[0]!r} more than once")
-
-
-def _take(options: dict[str, Any], kind: type) -> dict[str, Any]:
-    """Move the options of one dataclass out of all options."""
-    return {f.name: options.pop(f.name) for f in fields(kind) if f.name in options}
-
-
-def _refuse(options: dict[str, Any], encoder: str) -> None:
-    if options:
-        raise TypeError(f"options: not known for encoder {encoder!r}: {', '.join(sorted(options))}")

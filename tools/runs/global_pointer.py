@@ -19,10 +19,10 @@ from torch.nn.utils.rnn import pad_sequence
 
 from benchmarks.measure import hardware, peak_mib, versions, write_record
 from lib.extraction.corpora.published import read_conll04_entities
+from lib.extraction.encoders import SmallEncoder, SmallOptions
 from lib.extraction.synthetic import synthetic_corpus
 from lib.extraction.synthetic.templates import RELATIONS
 from lib.global_pointer import EfficientGlobalPointer, GlobalPointer
-from lib.gplinker.encoders import SmallEncoder, SmallOptions
 
 RUNS = Path(__file__).resolve().parents[2] / "book" / "runs"
 KINDS = {"company": "organisation", "school": "organisation"}

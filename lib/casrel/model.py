@@ -1,0 +1,404 @@
+"""The model: an encoder, a tagger of subjects, and a tagger of the objects of one subject."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from math import inf
+from typing import Any, ClassVar, Self, get_args
+
+import torch
+from torch import Tensor, nn
+
+from lib.casrel.decoding import TaggedSpans, keep_best, tagged_spans
+from lib.casrel.sampling import Sampling, choose_subjects, object_tags, subject_tags
+from lib.casrel.tagging import conditional_layer_norm, half_pointer_loss, power_threshold
+from lib.extraction.alignment import TokenTriple
+from lib.extraction.encoders import Encoder
+from lib.extraction.model import ExtractionModel, Item, ModelOptions, batches_by_length
+from lib.extraction.triples import Triple
+
+__all__ = ["CasRel", "ConditionalLayerNorm", "TaggingOptions"]
+
+MAX_SPANS = 128
+"""Most subjects decoded per text, and most objects per subject; no sentence comes near it."""
+
+NUMBERS_AT_ONCE = 2**22
+"""About the numbers held at once in `CasRel.extract`: 16 MB in float32."""
+
+
+class ConditionalLayerNorm(nn.Module):
+    """:func:`lib.casrel.conditional_layer_norm` as a module.
+
+    Both maps start at zero: at first the condition changes nothing.
+
+    Equations: :eq:`eq:casrel-cln`
+
+    Parameters
+    ----------
+    size : int
+        D, the size of the states.
+    condition_size : int
+        C, the size of the condition.
+    eps : float
+        Added to the variance.
+
+    Examples
+    --------
+    >>> norm = ConditionalLayerNorm(4, 8)
+    >>> norm(torch.randn(2, 3, 4), torch.randn(2, 8)).shape
+    torch.Size([2, 3, 4])
+    """
+
+    def __init__(self, size: int, condition_size: int, *, eps: float = 1e-12) -> None:
+        super().__init__()
+        self.eps = eps
+        self.weight = nn.Parameter(torch.ones(size))
+        self.bias = nn.Parameter(torch.zeros(size))
+        self.weight_map = nn.Parameter(torch.zeros(size, condition_size))
+        self.bias_map = nn.Parameter(torch.zeros(size, condition_size))
+
+    def forward(self, hidden: Tensor, condition: Tensor) -> Tensor:
+        """Normalise ``hidden`` ``(..., L, D)`` under ``condition`` ``(..., C)``."""
+        return conditional_layer_norm(
+            hidden,
+            condition,
+            self.weight,
+            self.bias,
+            self.weight_map,
+            self.bias_map,
+            self.eps,
+        )
+
+    def extra_repr(self) -> str:
+        """Show the sizes in ``print(module)``."""
+        size, condition_size = self.weight_map.shape
+        return f"{size}, {condition_size}, eps={self.eps}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TaggingOptions(ModelOptions):
+    """How tags are trained and read; see :meth:`CasRel.create`."""
+
+    power: tuple[float, float] = (2.0, 4.0)
+    sampling: Sampling = "all"
+    subject_thresholds: tuple[float, float] = (0.5, 0.5)
+
+    def __post_init__(self) -> None:
+        """Refuse values that no model can have; make tuples of lists, as JSON has them."""
+        for name in ("power", "subject_thresholds"):
+            given = getattr(self, name)
+            try:
+                first, second = map(float, given)
+            except (TypeError, ValueError):
+                raise ValueError(f"{name}: expected two numbers, got {given!r}") from None
+            limit = inf if name == "power" else 1.0
+            if not (0 < first < limit and 0 < second < limit):
+                raise ValueError(
+                    f"{name}: expected two numbers above 0 and below {limit}, got {given!r}"
+                )
+            object.__setattr__(self, name, (first, second))
+        if self.sampling not in get_args(Sampling):
+            raise ValueError(
+                f"sampling: expected 'all', 'uniform' or 'published', got {self.sampling!r}"
+            )
+
+
+class CasRel(ExtractionModel):
+    r"""Extract triples by tagging subjects, then the objects of each subject.
+
+    An encoder turns the text into states :math:`\mathbf h_i`. One linear map scores each token as
+    the start and as the end of a subject. For a subject (a, b) the states pass through a layer
+    normalisation whose gain and shift depend on :math:`[\mathbf h_a;\mathbf h_b]`, and a second
+    linear map scores each token as the start and as the end of an object, once per relation. The
+    training loss is
+
+    .. math:: \mathcal L = \frac1B\sum_{\text{texts}} \Bigl[
+        \ell_{\mathrm{sub}} + \sum_{s \in S} \ell_{\mathrm{obj}}(s)\Bigr]
+
+    with :func:`lib.casrel.half_pointer_loss` of each text: over the two tags the mean, over the
+    relations the sum, over the tokens of the text the mean. S is the set of the text's subjects, or
+    one pair of positions that was drawn for this step, if the option ``sampling`` says so.
+
+    Equations: :eq:`eq:casrel-graph`, :eq:`eq:casrel-subject-loss`, :eq:`eq:casrel-object-loss`,
+    :eq:`eq:casrel-cln`, :eq:`eq:casrel-nearest`
+
+    Make one with :meth:`create` or :meth:`load`, not with the constructor.
+
+    Parameters
+    ----------
+    encoder : Encoder
+        With its tokenizer.
+    relations : sequence of str
+        Names of the relations, all different; their order is the order of the object tags.
+    options : TaggingOptions
+        How tags are trained and read.
+
+    Notes
+    -----
+    Differences from kexue 7161 (2020), whose model this is: the states are encoded once for all
+    subjects of a text (:func:`lib.casrel.extract_reencoding` is the published way, to compare);
+    by default the loss is taught all subjects of a text, not one that is drawn, which costs little
+    once the states are shared and has no variance; the mean over tokens is taken in each text, not
+    over the batch, so a text's loss does not depend on its neighbours; special tokens do not count;
+    texts without triples are taught too; both thresholds are one half. The normalisation follows
+    the encoder's last one instead of replacing it.
+
+    Spans are read by pairing each start with the nearest end. So two subjects of one text that
+    share their first token, or one that holds the end of another, cannot both be found, nor can
+    such objects of one subject and one relation.
+    """
+
+    options_class: ClassVar[type[ModelOptions]] = TaggingOptions
+    options: TaggingOptions
+
+    def __init__(self, encoder: Encoder, relations: Sequence[str], options: TaggingOptions) -> None:
+        super().__init__(encoder, relations, options)
+        size = encoder.hidden_size
+        self.subjects = nn.Linear(size, 2)
+        self.norm = ConditionalLayerNorm(size, 2 * size)
+        self.objects = nn.Linear(size, 2 * len(self.relations))
+
+    @classmethod
+    def create(
+        cls,
+        encoder: str,
+        relations: Sequence[str],
+        *,
+        texts: Iterable[str] | None = None,
+        **options: Any,
+    ) -> Self:
+        """Make an untrained model.
+
+        Parameters
+        ----------
+        encoder : str
+            ``"small"``: a transformer trained from scratch, with a vocabulary built of `texts`.
+            Anything else: the name of an encoder on the Hugging Face hub, or a folder that holds
+            one with its fast tokenizer; weights are read from safetensors only.
+        relations : sequence of str
+            Names of the relations, all different.
+        texts : iterable of str or None
+            The training texts. Needed for ``"small"``, not looked at otherwise.
+        **options
+            For both: ``power`` ((2, 4): the exponents of the links of subjects and of objects, see
+            :func:`lib.casrel.power_probability`; (1, 1) is the usual logistic link), ``sampling``
+            ("all": each step is taught the objects of all subjects of its texts; "uniform" or
+            "published": of one pair per text, see :func:`lib.casrel.sample_subject`),
+            ``subject_thresholds`` ((0.5, 0.5): the probabilities that starts and ends of subjects
+            must exceed; 0.6 and 0.5 are the published ones), ``freeze_embeddings`` (False: word
+            embeddings are trained too), ``max_length`` (tokens per text; 256, or the encoder's
+            limit if that is lower). For ``"small"`` also ``hidden_size`` (192), ``layers`` (2),
+            ``attention_heads`` (6), ``dropout`` (0.1), ``word_dropout`` (0.1), ``min_count`` (2,
+            the occurrences that a word of the vocabulary needs).
+
+        Returns
+        -------
+        CasRel
+            On the CPU, in training mode; random weights come from torch's global generator.
+
+        Raises
+        ------
+        TypeError
+            If an option is unknown.
+        ValueError
+            If an option is out of range, `relations` is empty or has repetitions, `texts` is
+            missing or has no words, or encoder and tokenizer do not belong together.
+        OSError or ValueError
+            From transformers, if it finds no such encoder.
+        """
+        return super().create(encoder, relations, texts=texts, **options)
+
+    def collate(self, items: Sequence[Item]) -> dict[str, Tensor]:
+        """Make a batch: everything `forward` needs, padded to the longest item.
+
+        Where one subject per text is drawn, the random numbers come from torch's global generator.
+
+        Parameters
+        ----------
+        items : sequence of Item
+            At least one.
+
+        Returns
+        -------
+        dict of str to Tensor
+            What :meth:`collate_texts` returns; ``subject_tags`` (B, L, 2) bool; ``chosen`` (N, 3),
+            the subjects whose objects are taught; ``object_tags`` (N, L, R, 2) bool.
+
+        Raises
+        ------
+        ValueError
+            If `items` is empty.
+        """
+        batch = self.collate_texts(items)
+        length = batch["cells"].shape[1]
+        triples = [item.triples for item in items]
+        chosen = choose_subjects(triples, self.options.sampling)
+        return batch | {
+            "subject_tags": subject_tags(triples, length=length),
+            "chosen": chosen,
+            "object_tags": object_tags(
+                triples, chosen, length=length, relations=len(self.relations)
+            ),
+        }
+
+    def object_scores(self, hidden: Tensor, chosen: Tensor) -> Tensor:
+        """Score the object tags of subjects.
+
+        Parameters
+        ----------
+        hidden : Tensor
+            States ``(B, L, D)``.
+        chosen : Tensor
+            int64 ``(N, 3)``: index of the text, first and last token.
+
+        Returns
+        -------
+        Tensor
+            ``(N, L, R, 2)``: starts, ends.
+        """
+        text, head, tail = chosen.unbind(1)
+        condition = torch.cat((hidden[text, head], hidden[text, tail]), dim=-1)
+        scores: Tensor = self.objects(self.norm(hidden[text], condition))
+        return scores.view(*scores.shape[:2], len(self.relations), 2)
+
+    def forward(
+        self,
+        *,
+        subject_tags: Tensor,
+        chosen: Tensor,
+        object_tags: Tensor,
+        cells: Tensor,
+        **inputs: Tensor,
+    ) -> Tensor:
+        """Return the training loss of a batch made by :meth:`collate`.
+
+        Returns
+        -------
+        Tensor
+            A scalar: the loss of the subject tags plus that of the object tags of the chosen
+            subjects, averaged over the texts.
+        """
+        hidden = self.encoder(**inputs)
+        sizes = cells.sum(1).clamp(min=1)  # a text without words has no loss, not 0 / 0
+        texts = chosen[:, 0]
+        subject_power, object_power = self.options.power
+        subjects = half_pointer_loss(
+            self.subjects(hidden), subject_tags, power=subject_power, mask=cells, reduction="none"
+        )
+        objects = half_pointer_loss(
+            self.object_scores(hidden, chosen),
+            object_tags,
+            power=object_power,
+            mask=cells[texts],
+            reduction="none",
+        )
+        total = (subjects.sum(1) / sizes).sum() + (objects.sum(1) / sizes[texts]).sum()
+        return total / len(cells)
+
+    @torch.no_grad()
+    def extract_scored(self, items: Sequence[Item]) -> list[tuple[tuple[Triple, float], ...]]:
+        """Find the triples of texts, each with its confidence.
+
+        The model works in evaluation mode, on its own device, through the items by length in
+        batches of bounded size; then it returns to the mode it was in. Each text is encoded once,
+        and the objects of all subjects of a batch are found together.
+
+        Parameters
+        ----------
+        items : sequence of Item
+            As of :meth:`prepare`; their triples are not looked at.
+
+        Returns
+        -------
+        list of tuples of (Triple, float)
+            One per item, in the same order; triples by subject, relation, object in the order of
+            the text. The number is the smallest of the four amounts by which the scores of the
+            triple's starts and ends exceed their thresholds. At most 128 subjects are considered
+            per text and 128 objects per subject, those with the largest such amounts.
+        """
+        found: list[list[tuple[Triple, float]]] = [[] for _ in items]
+        with self.evaluating() as device:
+            for indices in self._batches(items):
+                batch = self.collate_texts([items[i] for i in indices])
+                batch = {name: value.to(device) for name, value in batch.items()}
+                cells = batch.pop("cells")
+                hidden = self.encoder(**batch)
+                subjects = self.find_subjects(hidden, cells)
+                for row, tokens, margin in self.find_triples(hidden, cells, subjects):
+                    i = indices[row]
+                    found[i].append((self.triple_of(items[i], tokens), margin))
+        return [tuple(triples) for triples in found]
+
+    def find_subjects(self, hidden: Tensor, cells: Tensor) -> TaggedSpans:
+        """Read the subjects of texts off their tags.
+
+        Parameters
+        ----------
+        hidden : Tensor
+            States ``(B, L, D)``.
+        cells : Tensor
+            ``(B, L)`` bool, True on tokens with characters.
+
+        Returns
+        -------
+        TaggedSpans
+            Spans ``(N, 3)``: text, first and last token.
+        """
+        power = self.options.power[0]
+        margins = self._margins(
+            self.subjects(hidden),
+            cells,
+            [power_threshold(power, cut) for cut in self.options.subject_thresholds],
+        )
+        return keep_best(tagged_spans(margins), MAX_SPANS)
+
+    def find_triples(
+        self, hidden: Tensor, cells: Tensor, subjects: TaggedSpans
+    ) -> list[tuple[int, TokenTriple, float]]:
+        """Read the objects of subjects off their tags.
+
+        Parameters
+        ----------
+        hidden : Tensor
+            States ``(B, L, D)``.
+        cells : Tensor
+            ``(B, L)`` bool, True on tokens with characters.
+        subjects : TaggedSpans
+            As of :meth:`find_subjects`.
+
+        Returns
+        -------
+        list of (int, TokenTriple, float)
+            Text, triple and confidence, in the order of the subjects.
+        """
+        numbers = hidden.shape[1] * (hidden.shape[2] + 2 * len(self.relations))
+        at_once = max(1, NUMBERS_AT_ONCE // numbers)
+        cut = power_threshold(self.options.power[1])
+        found: list[tuple[int, TokenTriple, float]] = []
+        for first in range(0, len(subjects.spans), at_once):
+            spans = subjects.spans[first : first + at_once]
+            scores = self.object_scores(hidden, spans)
+            margins = self._margins(scores, cells[spans[:, 0]], [cut, cut])
+            objects = keep_best(tagged_spans(margins.transpose(1, 2)), MAX_SPANS)
+            of = objects.spans[:, 0]
+            rows = torch.cat((spans[of], objects.spans[:, 1:]), dim=1)
+            least = torch.minimum(subjects.margins[first + of], objects.margins)
+            for (text, *tokens), margin in zip(rows.tolist(), least.tolist(), strict=True):
+                found.append((text, TokenTriple(*tokens), margin))
+        return found
+
+    @staticmethod
+    def _margins(scores: Tensor, cells: Tensor, cuts: Sequence[float]) -> Tensor:
+        """Take the cuts of starts and ends off scores ``(N, L, ..., 2)``; −inf outside the cells.
+
+        At least in float32: a bfloat16 has no digits left for the difference.
+        """
+        scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
+        outside = ~cells.view(*cells.shape, *(1 for _ in scores.shape[2:]))
+        return (scores - scores.new_tensor(cuts)).masked_fill(outside, -inf)
+
+    def _batches(self, items: Sequence[Item]) -> list[list[int]]:
+        """Group the indices of items of similar length, longest first."""
+        size = self.encoder.hidden_size
+        return batches_by_length(
+            [len(item) for item in items], lambda length: length * (size + length), NUMBERS_AT_ONCE
+        )

@@ -1,0 +1,448 @@
+"""What every extraction model here is made of: an encoder, relations, options, and a folder.
+
+`ExtractionModel` has all that the book's models share, from making an encoder to saving the whole.
+A model adds its heads, the targets of its loss, and the way from scores to triples.
+"""
+
+import json
+from abc import ABC, abstractmethod
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, fields
+from importlib import metadata
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+import safetensors
+import torch
+from safetensors.torch import load_file
+from safetensors.torch import save as to_bytes
+from torch import Tensor, nn
+
+from lib.extraction.alignment import TokenTriple, align, span_of
+from lib.extraction.encoders import Encoder, HuggingFaceEncoder, SmallEncoder, SmallOptions
+from lib.extraction.folders import replace_folder, restore_folder
+from lib.extraction.records import write_atomically
+from lib.extraction.triples import Example, Triple
+
+__all__ = ["ExtractionModel", "Item", "ModelOptions", "batches_by_length"]
+
+FORMAT = 1
+"""The layout of a saved folder. It changes whenever an older `load` could not read it."""
+
+TRUNCATED = "text truncated"
+"""Counted by `ExtractionModel.prepare` once per text longer than ``max_length`` tokens."""
+
+TEXTS_AT_ONCE = 64
+"""Most texts in one batch of `batches_by_length`."""
+
+_KINDS: dict[str, type[HuggingFaceEncoder] | type[SmallEncoder]] = {
+    kind.kind: kind for kind in (HuggingFaceEncoder, SmallEncoder)
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """One text made ready: what the encoder reads, where its tokens are, and its triples.
+
+    ``len(item)`` is the number of tokens, by which batches of similar length can be formed.
+    """
+
+    text: str
+    inputs: dict[str, tuple[int, ...]]
+    offsets: tuple[tuple[int, int], ...]
+    triples: tuple[TokenTriple, ...]
+
+    def __len__(self) -> int:
+        """Return the number of tokens, special ones included."""
+        return len(self.offsets)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelOptions:
+    """What can be chosen for any model. A model's own options extend it; all have defaults."""
+
+    freeze_embeddings: bool = False
+
+
+class ExtractionModel(nn.Module, ABC):
+    """An encoder with heads that extract triples; keeps `lib.extraction.training.Extractor`.
+
+    Make one with :meth:`create` or :meth:`load`, not with the constructor.
+
+    Parameters
+    ----------
+    encoder : Encoder
+        With its tokenizer.
+    relations : sequence of str
+        Names of the relations, all different; their order is that of the model's heads.
+    options : ModelOptions
+        An instance of the class's `options_class`.
+    """
+
+    options_class: ClassVar[type[ModelOptions]]
+    """The options of the model, a frozen dataclass of plain JSON values."""
+
+    unnamed_folders: ClassVar[bool] = False
+    """Whether a saved folder that does not name its model holds one of this class."""
+
+    relations: tuple[str, ...]
+    options: Any
+    encoder: Encoder
+
+    def __init__(self, encoder: Encoder, relations: Sequence[str], options: ModelOptions) -> None:
+        super().__init__()
+        _check_relations(relations)
+        self.relations = tuple(relations)
+        self.options = options
+        self.encoder = encoder
+        if options.freeze_embeddings:
+            encoder.word_embeddings().requires_grad_(False)
+
+    @classmethod
+    def create(
+        cls,
+        encoder: str,
+        relations: Sequence[str],
+        *,
+        texts: Iterable[str] | None = None,
+        **options: Any,
+    ) -> Self:
+        """Make an untrained model.
+
+        Parameters
+        ----------
+        encoder : str
+            ``"small"``: a transformer trained from scratch, with a vocabulary built of `texts`.
+            Anything else: the name of an encoder on the Hugging Face hub, or a folder that holds
+            one with its fast tokenizer; weights are read from safetensors only.
+        relations : sequence of str
+            Names of the relations, all different.
+        texts : iterable of str or None
+            The training texts. Needed for ``"small"``, not looked at otherwise.
+        **options
+            Those of the model; ``freeze_embeddings`` (False: word embeddings are trained too);
+            ``max_length`` (tokens per text; 256, or the encoder's limit if that is lower). For
+            ``"small"`` also ``hidden_size`` (192), ``layers`` (2), ``attention_heads`` (6),
+            ``dropout`` (0.1), ``word_dropout`` (0.1), ``min_count`` (2, the occurrences that a
+            word of the vocabulary needs).
+
+        Returns
+        -------
+        ExtractionModel
+            On the CPU, in training mode; random weights come from torch's global generator.
+
+        Raises
+        ------
+        TypeError
+            If an option is unknown.
+        ValueError
+            If an option is out of range, `relations` is empty or has repetitions, `texts` is
+            missing or has no words, or encoder and tokenizer do not belong together.
+        OSError or ValueError
+            From transformers, if it finds no such encoder.
+        """
+        own = cls.options_class(**_take(options, cls.options_class))
+        _check_relations(relations)
+        made: Encoder
+        if encoder == "small":
+            if texts is None:
+                raise ValueError("texts: expected the training texts for encoder 'small', got None")
+            small_options = SmallOptions(**_take(options, SmallOptions))
+            extra = {"min_count": options.pop("min_count")} if "min_count" in options else {}
+            _refuse(options, "small")
+            made = SmallEncoder.create(texts, small_options, **extra)
+        else:
+            max_length = options.pop("max_length", None)
+            _refuse(options, encoder)
+            made = HuggingFaceEncoder.create(encoder, max_length=max_length)
+        return cls(made, relations, own)
+
+    def prepare(self, examples: Sequence[Example]) -> tuple[list[Item], Counter[str]]:
+        """Cut texts into tokens and carry their triples over.
+
+        Parameters
+        ----------
+        examples : sequence of Example
+            With or without triples.
+
+        Returns
+        -------
+        items : list of Item
+            One per example, in the same order.
+        dropped : Counter of str
+            How many triples have no tokens, by reason (see :mod:`lib.extraction.alignment`), and
+            under "text truncated" how many texts were longer than ``max_length`` tokens.
+
+        Raises
+        ------
+        ValueError
+            If a triple has a relation that the model does not know.
+        """
+        ids = {relation: index for index, relation in enumerate(self.relations)}
+        dropped: Counter[str] = Counter()
+        items = []
+        cut = self.encoder.tokenise([example.text for example in examples])
+        for example, tokens in zip(examples, cut, strict=True):
+            alignment = align(example, tokens.offsets, ids)
+            dropped += alignment.dropped
+            dropped[TRUNCATED] += tokens.truncated
+            items.append(Item(example.text, tokens.inputs, tokens.offsets, alignment.triples))
+        return items, +dropped
+
+    def collate_texts(self, items: Sequence[Item]) -> dict[str, Tensor]:
+        """Make the part of a batch that has no labels, padded to the longest item.
+
+        Parameters
+        ----------
+        items : sequence of Item
+            At least one.
+
+        Returns
+        -------
+        dict of str to Tensor
+            The encoder's inputs ``(B, L)``; ``attention_mask`` (B, L), 1 on tokens; ``cells``
+            (B, L) bool, True on tokens with characters, which alone can be part of a span.
+
+        Raises
+        ------
+        ValueError
+            If `items` is empty.
+        """
+        if not items:
+            raise ValueError("items: expected at least one item, got none")
+        length = max(len(item) for item in items)
+        batch = {
+            name: torch.tensor(
+                [[*item.inputs[name], *[fill] * (length - len(item))] for item in items]
+            )
+            for name, fill in self.encoder.padding.items()
+        }
+        sizes = torch.tensor([len(item) for item in items])
+        batch["attention_mask"] = (torch.arange(length) < sizes[:, None]).long()
+        batch["cells"] = torch.tensor(
+            [
+                [start < end for start, end in item.offsets] + [False] * (length - len(item))
+                for item in items
+            ]
+        )
+        return batch
+
+    @abstractmethod
+    def collate(self, items: Sequence[Item]) -> dict[str, Tensor]:
+        """Make a batch of :meth:`collate_texts` and labels: what ``forward`` needs."""
+
+    @abstractmethod
+    def extract_scored(self, items: Sequence[Item]) -> list[tuple[tuple[Triple, float], ...]]:
+        """Find the triples of texts, each with the least score that had to exceed 0."""
+
+    def extract(self, items: Sequence[Item]) -> list[tuple[Triple, ...]]:
+        """Find the triples of texts.
+
+        Parameters
+        ----------
+        items : sequence of Item
+            As of :meth:`prepare`; their triples are not looked at.
+
+        Returns
+        -------
+        list of tuples of Triple
+            One per item, in the same order. See :meth:`extract_scored`.
+        """
+        return [tuple(triple for triple, _ in found) for found in self.extract_scored(items)]
+
+    def triple_of(self, item: Item, tokens: TokenTriple) -> Triple:
+        """Name a triple of tokens by its characters and its relation."""
+        return Triple(
+            span_of(item.offsets, tokens.subject_head, tokens.subject_tail),
+            self.relations[tokens.relation],
+            span_of(item.offsets, tokens.object_head, tokens.object_tail),
+        )
+
+    @contextmanager
+    def evaluating(self) -> Iterator[torch.device]:
+        """Hold the model in evaluation mode, then return it to the mode it was in.
+
+        Yields the device that the model is on.
+        """
+        training = self.training
+        self.eval()
+        try:
+            yield next(self.parameters()).device
+        finally:
+            self.train(training)
+
+    def parameter_groups(
+        self, lr: float, head_lr: float, weight_decay: float
+    ) -> list[dict[str, Any]]:
+        """Group the trained parameters for an optimiser.
+
+        Parameters
+        ----------
+        lr, head_lr : float
+            Learning rates of the encoder and of everything else.
+        weight_decay : float
+            For matrices and embeddings; biases and the scales of norms are not decayed.
+
+        Returns
+        -------
+        list of dict
+            With keys ``params``, ``lr`` and ``weight_decay``; each trained parameter is in exactly
+            one group, frozen ones in none, and no group is empty.
+        """
+        groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+        for name, parameter in self.named_parameters():
+            if parameter.requires_grad:
+                rate = lr if name.startswith("encoder.") else head_lr
+                decay = weight_decay if parameter.dim() > 1 else 0.0
+                groups.setdefault((rate, decay), []).append(parameter)
+        return [
+            {"params": params, "lr": rate, "weight_decay": decay}
+            for (rate, decay), params in groups.items()
+        ]
+
+    def save(self, folder: Path) -> None:
+        """Write the model as a folder: config.json, model.safetensors and encoder/.
+
+        Everything is written into a new folder beside `folder`, which then takes its place. A kill
+        or a full disk in the middle leaves the former model as it was, for :meth:`load` to find.
+
+        Parameters
+        ----------
+        folder : Path
+            Made or replaced. Its parent must exist.
+
+        Raises
+        ------
+        ValueError
+            If `folder` is there and is not a saved model: it is not overwritten.
+        OSError
+            As the disk raises it.
+        """
+        folder = Path(folder)
+        if folder.exists() and any(folder.iterdir()) and not (folder / "config.json").is_file():
+            raise ValueError(f"folder: expected a saved model or nothing at {folder}, got files")
+        replace_folder(folder, self._write)
+
+    def _write(self, folder: Path) -> None:
+        """Fill an empty folder."""
+        (folder / "encoder").mkdir()
+        self.encoder.save_files(folder / "encoder")
+        config = {
+            "format": FORMAT,
+            "model": type(self).__name__,
+            "library": metadata.version("softmax-to-gplinker"),
+            "relations": list(self.relations),
+            "options": asdict(self.options),
+            "dtype": str(next(self.parameters()).dtype).removeprefix("torch."),
+            "encoder": {"kind": self.encoder.kind, **self.encoder.describe()},
+        }
+        text = json.dumps(config, indent=2, ensure_ascii=False) + "\n"
+        write_atomically(folder / "config.json", lambda file: file.write(text.encode()))
+        state = {name: value.contiguous().cpu() for name, value in self.state_dict().items()}
+        weights = to_bytes(state, metadata={"format": "pt"})
+        write_atomically(folder / "model.safetensors", lambda file: file.write(weights))
+
+    @classmethod
+    def load(cls, folder: Path) -> Self:
+        """Read a model that :meth:`save` wrote; no network, no other files are needed.
+
+        Parameters
+        ----------
+        folder : Path
+            As given to :meth:`save`.
+
+        Returns
+        -------
+        ExtractionModel
+            On the CPU, in evaluation mode.
+
+        Raises
+        ------
+        FileNotFoundError
+            If a file is missing.
+        ValueError
+            If the folder has another format or another model, or its files do not belong together.
+        """
+        folder = Path(folder)
+        restore_folder(folder)
+        for name in ("config.json", "model.safetensors", "encoder"):
+            if not (folder / name).exists():
+                raise FileNotFoundError(f"{folder}: expected a saved model, but it has no {name}")
+        try:
+            config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise ValueError(f"{folder / 'config.json'}: not JSON: {error}") from error
+        if not isinstance(config, dict) or config.get("format") != FORMAT:
+            given = config.get("format") if isinstance(config, dict) else None
+            raise ValueError(f"{folder / 'config.json'}: expected format {FORMAT}, got {given!r}")
+        kind = config.get("model", cls.__name__ if cls.unnamed_folders else None)
+        if kind != cls.__name__:
+            raise ValueError(
+                f"{folder / 'config.json'}: expected a model {cls.__name__!r}, got {kind!r}"
+            )
+        description = dict(config["encoder"])
+        encoder = _KINDS[description.pop("kind")].load(folder / "encoder", description)
+        model = cls(encoder, config["relations"], cls.options_class(**config["options"]))
+        model.to(getattr(torch, config["dtype"]))
+        try:
+            model.load_state_dict(load_file(folder / "model.safetensors"))
+        except (RuntimeError, safetensors.SafetensorError) as error:
+            raise ValueError(
+                f"{folder / 'model.safetensors'}: does not fit config.json: {error}"
+            ) from error
+        return model.eval()
+
+
+def batches_by_length(
+    lengths: Sequence[int], cost: Callable[[int], int], limit: int
+) -> list[list[int]]:
+    """Group the indices of items of similar length, longest first, into batches of bounded cost.
+
+    Parameters
+    ----------
+    lengths : sequence of int
+        One per item.
+    cost : callable
+        What one item of a batch takes if the longest of the batch has this length; above 0.
+    limit : int
+        Most that a batch may take. A batch of one item may take more.
+
+    Returns
+    -------
+    list of list of int
+        Each index once, in batches of at most 64.
+
+    Examples
+    --------
+    >>> batches_by_length([2, 5, 4, 1], lambda length: length, 10)
+    [[1, 2], [0, 3]]
+    """
+    batches: list[list[int]] = []
+    room = 0
+    for i in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
+        if room == 0:
+            batches.append([])
+            room = max(1, min(TEXTS_AT_ONCE, limit // cost(lengths[i])))
+        batches[-1].append(i)
+        room -= 1
+    return batches
+
+
+def _check_relations(relations: Sequence[str]) -> None:
+    if not relations or isinstance(relations, str):
+        raise ValueError(f"relations: expected at least one name in a sequence, got {relations!r}")
+    repeated = [name for name, count in Counter(relations).items() if count > 1]
+    if repeated:
+        raise ValueError(f"relations: expected different names, got {repeated[0]!r} more than once")
+
+
+def _take(options: dict[str, Any], kind: type) -> dict[str, Any]:
+    """Move the options of one dataclass out of all options."""
+    return {f.name: options.pop(f.name) for f in fields(kind) if f.name in options}
+
+
+def _refuse(options: dict[str, Any], encoder: str) -> None:
+    if options:
+        raise TypeError(f"options: not known for encoder {encoder!r}: {', '.join(sorted(options))}")
