@@ -18,11 +18,10 @@ from lib.extraction.alignment import TokenTriple, align, span_of
 from lib.extraction.records import write_atomically
 from lib.extraction.triples import Example, Triple
 from lib.global_pointer import EfficientGlobalPointer, GlobalPointer
-from lib.gplinker.decoding import decode_tables, triple_scores
+from lib.gplinker.decoding import best_spans, decode_blocks
 from lib.gplinker.encoders import Encoder, HuggingFaceEncoder, SmallEncoder, SmallOptions
 from lib.gplinker.folders import replace_folder, restore_folder
 from lib.gplinker.tables import Tables, table_positives
-from lib.zlpr import sparse_zlpr_loss
 
 __all__ = ["GPLinker", "Item"]
 
@@ -35,8 +34,8 @@ TRUNCATED = "text truncated"
 MAX_SPANS = 128
 """Most subjects and most objects decoded per text; no sentence comes near it."""
 
-CELLS_AT_ONCE = 2**24
-"""Cells of all tables held at once in `GPLinker.extract`: 64 MB in float32."""
+NUMBERS_AT_ONCE = 2**24
+"""Numbers of the pointers held at once in `GPLinker.extract`: 64 MB in float32."""
 
 _KINDS: dict[str, type[HuggingFaceEncoder] | type[SmallEncoder]] = {
     kind.kind: kind for kind in (HuggingFaceEncoder, SmallEncoder)
@@ -258,7 +257,7 @@ class GPLinker(nn.Module):
         return batch | positives._asdict()
 
     def scores(self, *, cells: Tensor, **inputs: Tensor) -> Tables:
-        """Fill the tables of a batch.
+        """Fill the tables of a batch, to look at: neither training nor extraction needs them.
 
         Parameters
         ----------
@@ -286,13 +285,17 @@ class GPLinker(nn.Module):
         Returns
         -------
         Tensor
-            A scalar: the sum of the ZLPR losses of all 2 + 2R tables, averaged over the texts.
+            A scalar: the sum of the ZLPR losses of all 2 + 2R tables, averaged over the texts. The
+            tables are not filled: see :meth:`lib.global_pointer.EfficientGlobalPointer.loss`.
         """
-        scores = self.scores(cells=cells, **inputs)
-        positives = Tables(entities, heads, tails)
+        hidden = self.encoder(**inputs)
         per_table = [
-            sparse_zlpr_loss(table.flatten(-2), cell, reduction="none")
-            for table, cell in zip(scores, positives, strict=True)
+            pointer.loss(hidden, positives, cells, reduction="none")
+            for pointer, positives in (
+                (self.entities, entities),
+                (self.heads, heads),
+                (self.tails, tails),
+            )
         ]
         return torch.cat(per_table, dim=1).sum(dim=1).mean()
 
@@ -316,7 +319,8 @@ class GPLinker(nn.Module):
         """Find the triples of texts, each with its confidence.
 
         The model works in evaluation mode, on its own device, through the items by length in
-        batches bounded by their number of cells; then it returns to the mode it was in.
+        batches bounded by what the pointers hold; then it returns to the mode it was in. The tables
+        are not filled: spans are found first, and links are scored between these alone.
 
         Parameters
         ----------
@@ -339,10 +343,9 @@ class GPLinker(nn.Module):
                 batch = self.collate([items[i] for i in indices])
                 for name in Tables._fields:
                     del batch[name]
-                tables = self.scores(**{name: value.to(device) for name, value in batch.items()})
-                for row, i in enumerate(indices):
-                    n = len(items[i])
-                    found[i] = self._read(items[i], [table[row, :, :n, :n] for table in tables])
+                decoded = self._decode(**{n: value.to(device) for n, value in batch.items()})
+                for i, triples in zip(indices, decoded, strict=True):
+                    found[i] = self._in_characters(items[i], triples)
         finally:
             self.train(training)
         return found
@@ -354,16 +357,41 @@ class GPLinker(nn.Module):
         for i in sorted(range(len(items)), key=lambda i: -len(items[i])):
             if room == 0:
                 batches.append([])
-                cells = (2 + 2 * len(self.relations)) * len(items[i]) ** 2
-                room = max(1, min(64, CELLS_AT_ONCE // cells))
+                room = max(1, min(64, NUMBERS_AT_ONCE // self._numbers(len(items[i]))))
             batches[-1].append(i)
             room -= 1
         return batches
 
-    def _read(self, item: Item, tables: list[Tensor]) -> tuple[tuple[Triple, float], ...]:
-        """Decode one text."""
-        decoded = decode_tables(*tables, max_spans=MAX_SPANS)
-        confidence = triple_scores(decoded, *tables).tolist()
+    def _numbers(self, length: int) -> int:
+        """Return how many numbers the pointers make of a text: two vectors per table, and pairs."""
+        tables = 2 + 2 * len(self.relations)
+        size = 1 if self.options.pointer == "efficient" else self.options.head_size
+        return 2 * tables * length * size + 3 * length**2
+
+    def _decode(self, *, cells: Tensor, **inputs: Tensor) -> list[list[tuple[TokenTriple, float]]]:
+        """Find spans, then score the links between them."""
+        hidden = self.encoder(**inputs)
+        found = self.entities.spans(hidden, cells)
+        each = torch.bincount(found.cells[:, 0] * 2 + found.cells[:, 1], minlength=2 * len(cells))
+        spans = torch.split(found.cells[:, 2:], each.tolist())
+        scores = torch.split(found.scores, each.tolist())
+        roles = [best_spans(s, by, MAX_SPANS) for s, by in zip(spans, scores, strict=True)]
+        subjects, objects = roles[::2], roles[1::2]
+        heads, tails = (
+            pointer.blocks(
+                hidden, [s[:, end] for s, _ in subjects], [o[:, end] for o, _ in objects]
+            )
+            for end, pointer in enumerate((self.heads, self.tails))
+        )
+        return [
+            decode_blocks(*subject, *object_, head, tail)
+            for subject, object_, head, tail in zip(subjects, objects, heads, tails, strict=True)
+        ]
+
+    def _in_characters(
+        self, item: Item, triples: Sequence[tuple[TokenTriple, float]]
+    ) -> tuple[tuple[Triple, float], ...]:
+        """Turn token positions into characters and relation numbers into names."""
         return tuple(
             (
                 Triple(
@@ -373,7 +401,7 @@ class GPLinker(nn.Module):
                 ),
                 score,
             )
-            for t, score in zip(decoded, confidence, strict=True)
+            for t, score in triples
         )
 
     def parameter_groups(
