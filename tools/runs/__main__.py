@@ -13,7 +13,9 @@ if __name__ == "__main__":
     if len(sys.argv) > 1 and sys.argv[1] in extraction.names():
         sys.exit(extraction.main(sys.argv[1:]))
     if len(sys.argv) < 2 or not sys.argv[1].isidentifier():
-        sys.exit(f"python -m tools.runs NAME: expected a module of tools.runs or one of "
-                 f"{', '.join(extraction.names())}")
+        sys.exit(
+            f"python -m tools.runs NAME: expected a module of tools.runs or one of "
+            f"{', '.join(extraction.names())}"
+        )
     name = sys.argv.pop(1)
     runpy.run_module(f"tools.runs.{name}", run_name="__main__", alter_sys=True)

@@ -33,13 +33,14 @@ class Data:
     pretrained: bool = True
 
 
-COMMON = "--freeze-embeddings --batch-size 8 --lr 3e-4"
+# Chosen on the dev split of CoNLL04 with seed 0, and kept for the other corpora.
+COMMON = "--freeze-embeddings --batch-size 8 --lr 3e-4 --ema 0.995 --epochs 20 --patience 20"
 CORPORA = {
-    "conll04": Data(f"{COMMON} --epochs 20 --patience 20"),
-    "webnlg": Data(f"{COMMON} --epochs 20"),
-    "webnlg_star": Data(f"{COMMON} --epochs 20"),
+    "conll04": Data(COMMON),
+    "webnlg": Data(COMMON),
+    "webnlg_star": Data(COMMON),
     # No Chinese encoder of this size is at hand: characters from scratch, as a demonstration.
-    "duie": Data("--encoder small --epochs 20", pretrained=False),
+    "duie": Data("--encoder small --ema 0.995 --epochs 20 --patience 20", pretrained=False),
 }
 MODELS = {
     "gplinker": ("lib.gplinker", "--pointer standard --head-lr 1e-3"),
