@@ -40,7 +40,7 @@ METHODS = ("none", *(f"{use} {name}" for use in ("R-Drop", "VAT") for name in DI
 SIZES = {"pool": 400, "dev": 150, "test": 300}
 FRACTIONS = {"10 %": {"sentences": 40, "epochs": 50}, "30 %": {"sentences": 120, "epochs": 25}}
 SEEDS = tuple(range(10))
-SEARCH_SEEDS, WEIGHTS = (100, 101), (0.25, 1.0, 4.0)
+SEARCH_FRACTION, SEARCH_SEEDS, WEIGHTS = "10 %", (100, 101), (0.25, 1.0, 4.0)
 SETTINGS: dict[str, Any] = {
     "fractions": FRACTIONS,
     "batch": 8,
@@ -49,6 +49,7 @@ SETTINGS: dict[str, Any] = {
     "xi": 0.01,
     "power_steps": 1,
     "seeds": list(SEEDS),
+    "search_fraction": SEARCH_FRACTION,
     "search_seeds": list(SEARCH_SEEDS),
     "weights": list(WEIGHTS),
 }
@@ -208,27 +209,26 @@ def main() -> None:
         "sentences": {name: len(part) for name, part in parts.items()},
         "hardware": hardware(),
         "versions": versions("torch"),
-        "search": {fraction: {m: {} for m in METHODS[1:]} for fraction in FRACTIONS},
+        "search": {m: {} for m in METHODS[1:]},
         "runs": {fraction: {m: [] for m in METHODS} for fraction in FRACTIONS},
     }
     if RECORD.exists():
         old = json.loads(RECORD.read_text("utf-8"))
         if old["settings"] == SETTINGS:
             record = old
-    for fraction in FRACTIONS:
-        for method, tried in record["search"][fraction].items():
-            for weight in WEIGHTS:
-                if str(weight) not in tried:
-                    runs = [one(parts, fraction, method, weight, s, "dev") for s in SEARCH_SEEDS]
-                    tried[str(weight)] = mean(run["f1"] for run in runs)
-                    write_record(RECORD, record)
-                    print(fraction, method, weight, tried[str(weight)], file=sys.stderr)
+    for method, tried in record["search"].items():
+        for weight in WEIGHTS:
+            if str(weight) not in tried:
+                runs = [one(parts, SEARCH_FRACTION, method, weight, s, "dev") for s in SEARCH_SEEDS]
+                tried[str(weight)] = mean(run["f1"] for run in runs)
+                write_record(RECORD, record)
+                print("search", method, weight, tried[str(weight)], file=sys.stderr)
     for seed in SEEDS:
         for fraction in FRACTIONS:
             for method, runs in record["runs"][fraction].items():
                 if seed in [run["seed"] for run in runs]:
                     continue
-                tried = record["search"][fraction].get(method, {"0": 0.0})
+                tried = record["search"].get(method, {"0": 0.0})
                 weight = float(max(tried, key=lambda w: tried[w]))
                 runs.append(one(parts, fraction, method, weight, seed, "test"))
                 write_record(RECORD, record)
