@@ -27,6 +27,9 @@ def softmax_divergence(
     It belongs to a decision by the largest score. It does not change when a constant is added to
     all scores, so it cannot see a decision by sign.
 
+    Equations: :eq:`eq:div-softmax`, :eq:`eq:div-shift`, :eq:`eq:div-softmax-product`,
+    :eq:`eq:div-mask`
+
     Parameters
     ----------
     logits, other
@@ -101,6 +104,9 @@ def sigmoid_divergence(
     Computed cell by cell as :math:`d\,(1 - e^{-d})\,\sigma(h)\,\sigma(-l)` with *h* the larger and
     *l* the smaller score and :math:`d = h - l`, in which no difference of sigmoids is left.
 
+    Equations: :eq:`eq:div-sigmoid`, :eq:`eq:div-bernoulli`, :eq:`eq:div-sigmoid-product`,
+    :eq:`eq:div-sigmoid-gradient`
+
     Parameters
     ----------
     logits, other, mask, reduction
@@ -150,6 +156,9 @@ def zlpr_regret(
     the null class. It is the ZLPR loss of ``logits`` under soft labels :math:`\sigma(2u)`, minus
     the least value that this loss can have, which it has at *u*.
 
+    Equations: :eq:`eq:div-zlpr`, :eq:`eq:div-zlpr-cgf`, :eq:`eq:div-zlpr-stable`,
+    :eq:`eq:div-zlpr-gradient`, :eq:`eq:div-zlpr-mass`
+
     Parameters
     ----------
     logits
@@ -197,6 +206,8 @@ def zlpr_divergence(
 
     The mean, not the sum, because :math:`D_Z` has no factor one half in second order, where one
     directed Kullback-Leibler divergence does: so all three divergences have one scale.
+
+    Equations: :eq:`eq:div-zlpr-symmetric`, :eq:`eq:div-zlpr-second`
 
     Parameters
     ----------

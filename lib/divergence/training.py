@@ -27,6 +27,8 @@ def r_drop(
     This is half the objective of the paper, so its :math:`\alpha` and its learning rate keep their
     meaning under Adam, and equals the published code for a doubled batch.
 
+    Equations: :eq:`eq:rdrop-mean`, :eq:`eq:rdrop-doubled`, :eq:`eq:rdrop-variance`
+
     Parameters
     ----------
     first, second
@@ -93,6 +95,8 @@ def virtual_adversarial_direction(
     largest eigenvalue. The divergences of this module have right digits for tiny changes, so
     :math:`\xi` may be small, also in float32.
 
+    Equations: :eq:`eq:vat-power`, :eq:`eq:vat-quadratic`, :eq:`eq:vat-convergence`
+
     Parameters
     ----------
     forward
@@ -158,6 +162,8 @@ def virtual_adversarial_loss(
 
     with *r* from :func:`virtual_adversarial_direction`. Neither *r* nor the undisturbed scores
     pass on a gradient.
+
+    Equations: :eq:`eq:vat-loss`, :eq:`eq:vat-value`
 
     Parameters
     ----------
