@@ -65,26 +65,30 @@ def _pointer(old: str, new: str, file: str = "lib/global_pointer/_products.py") 
     return Mutant(file, old, new, ("tests/test_global_pointer_losses.py",))
 
 
-def _divergence(old: str, new: str) -> Mutant:
-    return Mutant("lib/divergence.py", old, new, ("tests/test_divergence.py",))
+def _divergence(old: str, new: str, name: str = "scores") -> Mutant:
+    return Mutant(f"lib/divergence/{name}.py", old, new, ("tests/test_divergence.py",))
 
 
 MUTANTS = (
     # divergences: digits of small changes, cells that do not count, the two uses
-    _divergence("gain.log1p()", "(1 + gain).log()"),
-    _divergence("(both.sum(-1) + a * b)", "both.sum(-1)"),
-    _divergence("4 * share * (inner / 2).sinh().square()", "up + down - 2 * share"),
+    _divergence("gain.log1p()", "(1 + gain).log()", "_regret"),
+    _divergence("(both.sum(-1) + a * b)", "both.sum(-1)", "_regret"),
+    _divergence("4 * share * (inner / 2).sinh().square()", "up + down - 2 * share", "_regret"),
     _divergence(
-        "F.pad(values.masked_fill(~keep, empty), (1, 0))", "values.masked_fill(~keep, empty)"
+        "F.pad(values.masked_fill(~keep, empty), (1, 0))",
+        "values.masked_fill(~keep, empty)",
+        "_regret",
     ),
     _divergence("gap * -(-gap).expm1() * high", "gap * (1 - (-gap).exp()) * high"),
     _divergence("expm1()).sum(-1, keepdim=True).log1p()", "exp()).sum(-1, keepdim=True).log()"),
-    _divergence("scores.to(dtype).masked_fill(~keep, 0)", "scores.to(dtype)"),
-    _divergence("(logits == -inf) & (other == -inf)", "(logits == -inf) | (other == -inf)"),
-    _divergence("_regret(u, s, keep)) / 2", "_regret(u, s, keep))"),
-    _divergence("alpha / 4 *", "alpha / 2 *"),
-    _divergence("r = _unit(gradient, r)", "r = _unit(probe.detach(), r)"),
-    _divergence("flat / length.masked_fill(top == 0, 1)", "flat"),
+    _divergence("scores.to(dtype).masked_fill(~keep, 0)", "scores.to(dtype)", "_arguments"),
+    _divergence(
+        "(logits == -inf) & (other == -inf)", "(logits == -inf) | (other == -inf)", "_arguments"
+    ),
+    _divergence("regret(u, s, keep)) / 2", "regret(u, s, keep))"),
+    _divergence("alpha / 4 *", "alpha / 2 *", "training"),
+    _divergence("r = _unit(gradient, r)", "r = _unit(probe.detach(), r)", "training"),
+    _divergence("flat / length.masked_fill(top == 0, 1)", "flat", "training"),
     # the numbers
     _zlpr("torch.expm1(-above)", "torch.exp(-above)"),
     _zlpr("scale / (1 + rest)", "scale / rest"),

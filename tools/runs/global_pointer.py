@@ -26,6 +26,7 @@ from lib.global_pointer import EfficientGlobalPointer, GlobalPointer
 
 RUNS = Path(__file__).resolve().parents[2] / "book" / "runs"
 KINDS = {"company": "organisation", "school": "organisation"}
+SHARES = {"soo": 0.2, "seo": 0.3, "nested": 0.2, "normal": 0.3, "epo": 0.1, "none": 0.1}
 SEEDS = (0, 1, 2)
 EPOCHS, BATCH = 10, 8
 LOW = -7.0  # near minus the logarithm of the number of cells
@@ -42,23 +43,24 @@ Spans = set[tuple[int, int, int]]  # head, first token, last token
 Data = list[tuple[str, set[tuple[str, int, int]]]]  # text; kind and characters [start, end)
 
 
+def relation_entities(examples: Any) -> Data:
+    """Entities of generated examples, with the kinds of the slots of their relations."""
+    found: Data = []
+    for example in examples:
+        spans = set()
+        for t in example.triples:
+            relation = RELATIONS[t.relation]
+            for span, kind in ((t.subject, relation.subject[0]), (t.object, relation.object)):
+                spans.add((KINDS.get(kind, kind), span.start, span.end))
+        found.append((example.text, spans))
+    return found
+
+
 def generated() -> tuple[str, dict[str, Data]]:
-    """Entities of the generated corpus, rich in nesting, with the kinds of their relations."""
-    shares = {"soo": 0.2, "seo": 0.3, "nested": 0.2, "normal": 0.3, "epo": 0.1, "none": 0.1}
-    corpus = synthetic_corpus(0, train=400, dev=1, test=150, **shares)
-
-    def entities(examples: Any) -> Data:
-        found: Data = []
-        for example in examples:
-            spans = set()
-            for t in example.triples:
-                relation = RELATIONS[t.relation]
-                for span, kind in ((t.subject, relation.subject[0]), (t.object, relation.object)):
-                    spans.add((KINDS.get(kind, kind), span.start, span.end))
-            found.append((example.text, spans))
-        return found
-
-    return "generated", {"train": entities(corpus.train), "test": entities(corpus.test)}
+    """Entities of the generated corpus, rich in nesting."""
+    corpus = synthetic_corpus(0, train=400, dev=1, test=150, **SHARES)
+    parts = {"train": relation_entities(corpus.train), "test": relation_entities(corpus.test)}
+    return "generated", parts
 
 
 def conll04(folder: Path) -> tuple[str, dict[str, Data]]:
