@@ -21,6 +21,11 @@ main = extractor_commands(
             help="Whether links see how far apart their ends are.",
         ),
         click.Option(
+            ["--r-drop"],
+            type=click.FloatRange(0),
+            help="Weight of R-Drop: two passes a step that must agree. 0 for none.",
+        ),
+        click.Option(
             ["--freeze-embeddings/--train-embeddings"],
             default=None,
             help="Whether word embeddings stay as they are.",

@@ -2,11 +2,13 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from math import inf
 from typing import Any, ClassVar, Literal, Self
 
 import torch
 from torch import Tensor
 
+from lib.divergence import r_drop, zlpr_divergence
 from lib.extraction.alignment import TokenTriple
 from lib.extraction.encoders import Encoder
 from lib.extraction.model import ExtractionModel, Item, ModelOptions, batches_by_length
@@ -32,6 +34,7 @@ class PointerOptions(ModelOptions):
     head_size: int = 64
     bias_start: float | None = -8.0
     link_rope: bool = True
+    r_drop: float = 0.0
 
 
 class GPLinker(ExtractionModel):
@@ -76,6 +79,8 @@ class GPLinker(ExtractionModel):
             raise ValueError(
                 f"pointer: expected 'efficient' or 'standard', got {options.pointer!r}"
             )
+        if not 0 <= options.r_drop < inf:
+            raise ValueError(f"r_drop: expected a finite number from 0 on, got {options.r_drop}")
         kind = EfficientGlobalPointer if options.pointer == "efficient" else GlobalPointer
         size, head_size, start = encoder.hidden_size, options.head_size, options.bias_start
         links = {"causal": False, "rope": options.link_rope}
@@ -107,7 +112,8 @@ class GPLinker(ExtractionModel):
         **options
             For both: ``pointer`` ("efficient" or "standard"), ``head_size`` (64), ``bias_start``
             (−8, see :class:`lib.global_pointer.GlobalPointer`; None for none), ``link_rope``
-            (True), ``freeze_embeddings`` (False: word embeddings are trained too),
+            (True), ``r_drop`` (0; above 0 each training step passes its texts twice and is charged
+            for the difference), ``freeze_embeddings`` (False: word embeddings are trained too),
             ``max_length`` (tokens per text; 256, or the encoder's limit if that is lower). For
             ``"small"`` also ``hidden_size`` (192), ``layers`` (2), ``attention_heads`` (6),
             ``dropout`` (0.1), ``word_dropout`` (0.1), ``min_count`` (2, the occurrences that a
@@ -187,18 +193,39 @@ class GPLinker(ExtractionModel):
         -------
         Tensor
             A scalar: the sum of the ZLPR losses of all 2 + 2R tables, averaged over the texts. The
-            tables are not filled: see :meth:`lib.global_pointer.EfficientGlobalPointer.loss`.
+            tables are not filled: see :meth:`lib.global_pointer.EfficientGlobalPointer.loss`. In
+            training mode with ``r_drop`` above 0: the mean loss of two passes, plus r_drop / 4
+            times the divergence of their filled tables, summed and averaged likewise
+            (:func:`lib.divergence.r_drop`, :func:`lib.divergence.zlpr_divergence`).
         """
         hidden = self.encoder(**inputs)
-        per_table = [
-            pointer.loss(hidden, positives, cells, reduction="none")
-            for pointer, positives in (
-                (self.entities, entities),
-                (self.heads, heads),
-                (self.tails, tails),
-            )
-        ]
-        return torch.cat(per_table, dim=1).sum(dim=1).mean()
+
+        def loss(states: Tensor) -> Tensor:
+            per_table = [
+                pointer.loss(states, positives, cells, reduction="none")
+                for pointer, positives in (
+                    (self.entities, entities),
+                    (self.heads, heads),
+                    (self.tails, tails),
+                )
+            ]
+            return torch.cat(per_table, dim=1).sum(dim=1).mean()
+
+        if not (self.training and self.options.r_drop):
+            return loss(hidden)
+
+        def disagreement(states: Tensor, others: Tensor) -> Tensor:
+            # What does not count is -inf in both tables, which the divergence leaves out.
+            per_table = [
+                zlpr_divergence(
+                    *(pointer(s, cells).flatten(-2) for s in (states, others)), reduction="none"
+                )
+                for pointer in (self.entities, self.heads, self.tails)
+            ]
+            return torch.cat(per_table, dim=1).sum(dim=1).mean()
+
+        again = self.encoder(**inputs)
+        return r_drop(hidden, again, loss, disagreement, alpha=self.options.r_drop)
 
     @torch.no_grad()
     def extract_scored(self, items: Sequence[Item]) -> list[tuple[tuple[Triple, float], ...]]:
