@@ -3,6 +3,7 @@
 import copy
 import errno
 import json
+import math
 import shutil
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.profiler import profile
 
+from lib.divergence import zlpr_divergence
 from lib.extraction import folders
 from lib.extraction import model as shared
 from lib.extraction.alignment import NOT_ON_BORDERS, TokenTriple, span_of
@@ -838,6 +840,31 @@ class TestModel:
         assert loss.item() < first / 20
         assert [set(t) for t in linker.extract(items)] == [set(e.triples) for e in EIGHT]
 
+    @pytest.mark.parametrize("pointer", ["efficient", "standard"])
+    def test_r_drop_is_the_mean_of_two_passes_and_their_divergence(self, pointer):
+        linker = small(pointer=pointer, bias_start=-2.0, dropout=0.3, r_drop=3.0).double()
+        batch = linker.collate(linker.prepare(EIGHT)[0])
+        inputs = {k: v for k, v in batch.items() if k not in Tables._fields}
+        torch.manual_seed(5)
+        loss = linker(**batch)
+        torch.manual_seed(5)
+        first, second = (linker.scores(**inputs) for _ in range(2))
+        torch.manual_seed(5)
+        losses = [filled_loss(linker, batch) for _ in range(2)]
+        apart = sum(
+            zlpr_divergence(one.flatten(2), other.flatten(2), reduction="sum")
+            for one, other in zip(first, second, strict=True)
+        ) / len(EIGHT)
+        assert apart > 0.01
+        assert loss.item() == pytest.approx((sum(losses) / 2 + 3 / 4 * apart).item(), rel=1e-9)
+        loss.backward()
+        assert all(p.grad.isfinite().all() for p in linker.parameters() if p.grad is not None)
+
+    def test_r_drop_is_for_training_only(self):
+        linker = small(dropout=0.3, r_drop=3.0).double().eval()
+        batch = linker.collate(linker.prepare(EIGHT)[0])
+        assert linker(**batch).item() == pytest.approx(filled_loss(linker, batch).item(), rel=1e-9)
+
     def test_pretrained_kind_learns_by_heart(self, bert):
         torch.manual_seed(0)
         linker = GPLinker.create(bert, ("wrote", "lives in", "runs"), head_size=16)
@@ -863,6 +890,8 @@ class TestCreate:
                 ValueError,
                 "pointer: expected 'efficient' or 'standard', .*'fast'",
             ),
+            ({"r_drop": -1.0}, ValueError, "r_drop: expected a finite number from 0 on, got -1.0"),
+            ({"r_drop": math.inf}, ValueError, "r_drop: expected a finite number .*, got inf"),
             ({"layers": 0}, ValueError, "layers: expected at least 1, got 0"),
             ({"max_length": 0}, ValueError, "max_length: expected at least 1, got 0"),
             ({"dropout": 1.0}, ValueError, "dropout: expected 0 <= dropout < 1, got 1.0"),
