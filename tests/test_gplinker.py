@@ -10,12 +10,14 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch.profiler import profile
 
 from lib.extraction import folders
 from lib.extraction import model as shared
 from lib.extraction.alignment import NOT_ON_BORDERS, TokenTriple, span_of
 from lib.extraction.encoders import SHAPES, HuggingFaceEncoder, _ending, word_shape
 from lib.extraction.triples import Example, Span, Triple, occurrences
+from lib.global_pointer import Spans, _products, streaming
 from lib.gplinker import (
     GPLinker,
     Tables,
@@ -86,9 +88,11 @@ def perfect_scores(triples, length, relations, *, inside=1.0, outside=-1.0):
     positives = table_positives([triples], length=length, relations=relations)
     tables = []
     for cells in positives:
-        table = torch.full((cells.shape[1], length * length + 1), outside, dtype=torch.float64)
-        table.scatter_(1, cells[0] % (length * length + 1), inside)  # -1 is the cell cut off next
-        tables.append(table[:, :-1].view(-1, length, length))
+        # -1 is the last row and column, which are cut off.
+        table = torch.full((cells.shape[1], length + 1, length + 1), outside, dtype=torch.float64)
+        row = torch.arange(len(table))[:, None]
+        table[row, cells[0, ..., 0], cells[0, ..., 1]] = inside
+        tables.append(table[:, :-1, :-1].clone())
     tables[0] = tables[0].masked_fill(torch.ones(length, length).tril(-1).bool(), -torch.inf)
     return Tables(*tables)
 
@@ -117,9 +121,19 @@ class TestTables:
             TokenTriple(4, 4, 0, 0, 1),
         ]
         tables = table_positives([triples, []], length=5, relations=3)
-        assert tables.entities.tolist() == [[[1, 24, -1], [1, 12, 19]], [[-1] * 3, [-1] * 3]]
-        assert tables.heads.tolist() == [[[20, -1], [-1, -1], [2, 3]], [[-1, -1]] * 3]
-        assert tables.tails.tolist() == [[[21, -1], [-1, -1], [7, 9]], [[-1, -1]] * 3]
+        none = [-1, -1]
+        assert tables.entities.tolist() == [
+            [[[0, 1], [4, 4], none], [[0, 1], [2, 2], [3, 4]]],
+            [[none] * 3] * 2,
+        ]
+        assert tables.heads.tolist() == [
+            [[[4, 0], none], [none, none], [[0, 2], [0, 3]]],
+            [[none, none]] * 3,
+        ]
+        assert tables.tails.tolist() == [
+            [[[4, 1], none], [none, none], [[1, 2], [1, 4]]],
+            [[none, none]] * 3,
+        ]
         assert all(table.dtype == torch.int64 for table in tables)
 
     @given(token_triples())
@@ -137,8 +151,8 @@ class TestTables:
                 for r in range(3)
             ),
         ]:
-            cells = [c for c in tables[kind][0, row].tolist() if c >= 0]
-            assert cells == sorted(i * 7 + j for i, j in expected)
+            cells = [tuple(c) for c in tables[kind][0, row].tolist() if c != [-1, -1]]
+            assert cells == sorted(expected)
             assert tables[kind][0, row, len(cells) :].eq(-1).all()
 
     @given(token_triples())
@@ -149,12 +163,12 @@ class TestTables:
 
     def test_no_texts(self):
         tables = table_positives([], length=3, relations=2)
-        assert [tuple(t.shape) for t in tables] == [(0, 2, 1), (0, 2, 1), (0, 2, 1)]
+        assert [tuple(t.shape) for t in tables] == [(0, 2, 1, 2), (0, 2, 1, 2), (0, 2, 1, 2)]
 
-    def test_indices_are_exact_where_float32_is_not(self):
+    def test_cells_are_exact_where_a_float32_index_is_not(self):
         triple = TokenTriple(4999, 4999, 0, 4998, 4999)
         tables = table_positives([[triple]], length=5001, relations=1)
-        assert tables.heads.item() == 4999 * 5001 + 4998
+        assert tables.heads.tolist() == [[[[4999, 4998]]]]
         assert int(torch.tensor(4999.0) * 5001 + 4998) != 4999 * 5001 + 4998
 
     @pytest.mark.parametrize(
@@ -367,17 +381,61 @@ def two(bert):
 
 def patch_scores(monkeypatch, linker):
     """Make a model score its items' own triples with +1 and everything else with −1."""
+    tables = []
 
-    def read(item, tables):
-        perfect = perfect_scores(item.triples, len(item), len(linker.relations))
-        hidden = torch.tensor([start == end for start, end in item.offsets])
-        for table, right in zip(tables, perfect, strict=True):
-            assert table.shape == right.shape
-            right.masked_fill_(hidden[:, None] | hidden[None, :], -torch.inf)
-        return original(item, list(perfect))
+    def collate_texts(items):
+        batch = original(items)
+        length = batch["cells"].shape[1]
+        perfect = [perfect_scores(i.triples, length, len(linker.relations)) for i in items]
+        hidden = ~batch["cells"]
+        hidden = hidden[:, None, :, None] | hidden[:, None, None, :]
+        tables[:] = [torch.stack(table) for table in zip(*perfect, strict=True)]
+        for table in tables:
+            table.masked_fill_(hidden, -torch.inf)
+        return batch
 
-    original = linker._read
-    monkeypatch.setattr(linker, "_read", read)
+    def spans(_hidden, cells):
+        assert cells.shape == tables[0][:, 0, 0].shape
+        found = (tables[0] > 0).nonzero()
+        return Spans(found, tables[0][tuple(found.T)])
+
+    def blocks(kind):
+        def read(_hidden, rows, columns):
+            return [
+                table[:, i[:, None], j]
+                for table, i, j in zip(tables[kind], rows, columns, strict=True)
+            ]
+
+        return read
+
+    original = linker.collate_texts
+    monkeypatch.setattr(linker, "collate_texts", collate_texts)
+    monkeypatch.setattr(linker.entities, "spans", spans)
+    monkeypatch.setattr(linker.heads, "blocks", blocks(1))
+    monkeypatch.setattr(linker.tails, "blocks", blocks(2))
+
+
+def filled_loss(linker, batch):
+    """Loss from filled tables, each by its own ZLPR."""
+    positives = [batch[name] for name in Tables._fields]
+    scores = linker.scores(**{k: v for k, v in batch.items() if k not in Tables._fields})
+    total = 0.0
+    for table, cells in zip(scores, positives, strict=True):
+        targets = torch.zeros(table.shape, dtype=torch.bool)
+        text, head, entry = (cells[..., 0] >= 0).nonzero(as_tuple=True)
+        targets[text, head, cells[text, head, entry, 0], cells[text, head, entry, 1]] = True
+        total = total + zlpr_loss(table.flatten(2), targets.flatten(2), reduction="sum")
+    return total / len(positives[0])
+
+
+@torch.no_grad()
+def filled_extraction(linker, item):
+    """Triples and confidences of one text, read from filled tables."""
+    batch = linker.collate([item])
+    scores = linker.scores(**{k: v for k, v in batch.items() if k not in Tables._fields})
+    tables = [table[0] for table in scores]
+    found = decode_tables(*tables, max_spans=model.MAX_SPANS)
+    return found, triple_scores(found, *tables).tolist()
 
 
 class TestTextsAndTokens:
@@ -515,10 +573,71 @@ class TestModel:
             positives = Tables(*(batch.pop(name) for name in Tables._fields))
             for scores, cells in zip(made.scores(**batch), positives, strict=True):
                 for head in range(scores.shape[1]):
-                    targets = torch.zeros(scores.shape[-1] ** 2)
-                    targets[[c for c in cells[0, head].tolist() if c >= 0]] = 1
-                    total += zlpr_loss(scores[0, head].flatten(), targets).item()
+                    targets = torch.zeros(scores.shape[2:])
+                    for i, j in cells[0, head].tolist():
+                        if i >= 0:
+                            targets[i, j] = 1
+                    total += zlpr_loss(scores[0, head].flatten(), targets.flatten()).item()
         assert made(**made.collate(items)).item() == pytest.approx(total / 8, rel=1e-4)
+
+    @pytest.mark.parametrize("pointer", ["efficient", "standard"])
+    @pytest.mark.parametrize("path", ["by size", "never filled"])
+    def test_equals_filled_tables(self, monkeypatch, pointer, path):
+        """Loss and gradients of random and trained states; the same triples, equally sure."""
+        if path == "never filled":
+            monkeypatch.setattr(_products, "_FEW_CELLS", 0)
+            monkeypatch.setattr(streaming, "_worth_streaming", lambda _queries: True)
+        linker = small(hidden_size=48, head_size=16, pointer=pointer, bias_start=0.3)
+        items, _ = linker.prepare(EIGHT)
+        batch = linker.collate(items)
+        optimiser = torch.optim.AdamW(linker.parameter_groups(5e-3, 1e-2, 0.0))
+        seen = 0
+        for step in range(61):
+            loss = linker(**batch)
+            if step % 20 == 0:
+                expected = filled_loss(linker, batch)
+                assert loss.item() == pytest.approx(expected.item(), rel=1e-6)
+                parameters = list(linker.parameters())
+                pairs = (
+                    torch.autograd.grad(x, parameters, retain_graph=True) for x in (loss, expected)
+                )
+                for a, b in zip(*pairs, strict=True):
+                    torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-5)
+                for item, found in zip(items, linker.extract_scored(items), strict=True):
+                    triples, confidence = filled_extraction(linker, item)
+                    assert [t for t, _ in found] == [
+                        Triple(
+                            span_of(item.offsets, t.subject_head, t.subject_tail),
+                            linker.relations[t.relation],
+                            span_of(item.offsets, t.object_head, t.object_tail),
+                        )
+                        for t in triples
+                    ]
+                    assert [s for _, s in found] == pytest.approx(confidence, rel=1e-4, abs=1e-5)
+                    seen += len(found)
+            optimiser.zero_grad()
+            loss.backward()
+            optimiser.step()
+        assert seen > 100
+
+    def test_neither_loss_nor_extraction_fills_a_table(self, monkeypatch):
+        """With so many relations a filled table of links would be by far the largest tensor."""
+        linker = small(tuple(f"r{i}" for i in range(60)), bias_start=-8.0)
+        items, _ = linker.prepare([Example("", "Ada wrote Tides " * 30)] * 2)
+        table = 4 * 2 * 60 * len(items[0]) ** 2
+        with profile(profile_memory=True) as recorded:
+            linker(**linker.collate(items)).backward()
+            linker.extract(items)
+        assert 0 < max(e.cpu_memory_usage for e in recorded.events()) < table / 8
+
+    def test_at_most_so_many_spans(self, monkeypatch):
+        monkeypatch.setattr(model, "MAX_SPANS", 3)
+        linker = small(bias_start=2.0)
+        items, _ = linker.prepare(EIGHT)
+        for item, found in zip(items, linker.extract_scored(items), strict=True):
+            assert len({t.subject for t, _ in found}) <= 3
+            _, confidence = filled_extraction(linker, item)
+            assert [s for _, s in found] == pytest.approx(confidence, abs=1e-5)
 
     def test_texts_without_words(self, made):
         """Tables of −inf alone cost nothing, send no gradient and hold no triples."""
@@ -664,7 +783,7 @@ class TestModel:
         together = made.extract_scored(items)
         assert made.training
         made.eval()
-        monkeypatch.setattr(model, "CELLS_AT_ONCE", 1)
+        monkeypatch.setattr(model, "NUMBERS_AT_ONCE", 1)
         alone = made.extract_scored(items)
         assert not made.training
         for a, b in zip(together, alone, strict=True):
@@ -678,16 +797,28 @@ class TestModel:
         linker = small()
         items, _ = linker.prepare(EIGHT)
         torch.nn.init.constant_(linker.entities.projection.bias, torch.nan)
-        with pytest.raises(ValueError, match="got NaN"):
+        with pytest.raises(ValueError, match="got nan"):
             linker.extract(items)
         assert linker.training
 
-    def test_batches_are_bounded_by_cells(self, monkeypatch):
-        linker = small()
+    @pytest.mark.parametrize("pointer", ["efficient", "standard"])
+    @pytest.mark.parametrize("part", ["entities", "heads", "tails"])
+    def test_extraction_hands_no_nan_on(self, pointer, part):
+        linker = small(pointer=pointer, bias_start=1.0)
+        items, _ = linker.prepare(EIGHT)
+        torch.nn.init.constant_(getattr(linker, part).projection.bias, torch.nan)
+        with pytest.raises(ValueError, match=r"(?i)got nan"):
+            linker.extract(items)
+
+    @pytest.mark.parametrize("pointer", ["efficient", "standard"])
+    def test_batches_are_bounded_by_what_the_pointers_hold(self, monkeypatch, pointer):
+        linker = small(pointer=pointer)
         items, _ = linker.prepare([Example("", "Ada " * n) for n in (1, 30, 2, 29, 3)])
-        monkeypatch.setattr(model, "CELLS_AT_ONCE", 8 * 31**2 * 2)
+        vectors = 2 * 8 * 31 * (1 if pointer == "efficient" else TINY["head_size"])
+        monkeypatch.setattr(model, "NUMBERS_AT_ONCE", 2 * (vectors + 3 * 31**2))
         assert linker._batches(items) == [[1, 3], [4, 2, 0]]
         assert sorted(i for b in linker._batches(items) for i in b) == [0, 1, 2, 3, 4]
+        monkeypatch.undo()
         many = linker._batches([items[0]] * 130)
         assert [len(b) for b in many] == [64, 64, 2]
 

@@ -26,11 +26,13 @@ __all__ = [
     "head_losses",
     "log1p_sums",
     "losses_of_tables",
+    "product_losses",
     "scores_at",
     "table_losses",
 ]
 
 _CHUNK_CELLS = 1 << 17  # cells of the float64 buffer: 1 MiB, within a core's cache
+_FEW_CELLS = 1 << 17  # up to so many cells, filling the tables takes less time than the products do
 _WIDE = torch.float64
 
 
@@ -68,7 +70,35 @@ def head_losses(
     causal: bool,
     refuse: Callable[[], None],
 ) -> Tensor:
-    """Loss of each head, ``(B, H)``. Calls ``refuse`` if a score that counts is NaN or infinite."""
+    """Loss of each head, ``(B, H)``; ``refuse`` raises if a score that counts is NaN or infinite.
+
+    Few cells are filled, in float64: the number of operations, not that of cells, is then what
+    takes time, and float32 sums of three terms would lose the digits that the products keep.
+    """
+    dtype = _checks.compute_dtype(pair.dtype)
+    if start.numel() * pair.shape[-1] > _FEW_CELLS:
+        return product_losses(pair, start, end, positives, mask, causal, refuse)
+    refuse()
+    pair, start, end = pair.to(_WIDE), start.to(_WIDE), end.to(_WIDE)
+    keep = keep_cells(Shape(*start.shape), mask, causal, pair)
+    if keep is not None:  # H times fewer cells here than in the tables
+        pair = pair.masked_fill(~keep, -inf)
+    if mask is not None:  # anything may stand there
+        start, end = (part.masked_fill(~mask.unsqueeze(1), 0) for part in (start, end))
+    scores = (pair.unsqueeze(1) + start.unsqueeze(3)).add_(end.unsqueeze(2))
+    return losses_of_tables(scores, positives, None, False).to(dtype)
+
+
+def product_losses(
+    pair: Tensor,
+    start: Tensor,
+    end: Tensor,
+    positives: Tensor,
+    mask: Tensor | None,
+    causal: bool,
+    refuse: Callable[[], None],
+) -> Tensor:
+    """As :func:`head_losses`, from products whatever the number of cells."""
     return _factorised(pair, start, end, positives, mask, causal, refuse)
 
 

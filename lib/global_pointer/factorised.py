@@ -1,5 +1,6 @@
 """ZLPR of an efficient pointer's tables, from their parts."""
 
+from collections.abc import Callable
 from math import inf
 from typing import Any
 
@@ -98,10 +99,13 @@ def factorised_zlpr_loss(
       which its maxima tell. Hardly any row of a trained or a random state does; where all do, the
       time is that of filling the tables, the memory is not.
 
+    Where all tables together have few cells (131 072 or less), they are filled, in float64: that is
+    as exact and takes less time.
+
     Derivatives of any order exist. The first costs products; for higher ones, and under
     ``torch.func``, ``make_fx`` and CUDA graph capture, the tables are filled, and there a bad value
     gives NaN instead of an error, as in :func:`lib.zlpr.zlpr_loss`. Under ``torch.compile`` the
-    loss is one operator of the graph, with the same numbers and the same errors; its backward pass
+    loss is one operator of the graph, always by products, with the same errors; its backward pass
     starts from the scores again.
 
     On CUDA the products obey ``torch.backends.cuda.matmul``; TensorFloat-32 costs digits.
@@ -129,14 +133,20 @@ def factorised_zlpr_loss(
     if torch.compiler.is_compiling():
         losses = _operator(*arguments)
     elif _checks.values_readable(pair_scores, start_scores, end_scores, positives, mask):
-        losses = _checked_losses(*arguments)
+        losses = _checked_losses(_products.head_losses, *arguments)
     else:
         losses = _products.table_losses(*arguments)
     return _checks.reduce(losses, reduction)
 
 
 def _checked_losses(
-    pair: Tensor, start: Tensor, end: Tensor, positives: Tensor, mask: Tensor | None, causal: bool
+    head_losses: Callable[..., Tensor],
+    pair: Tensor,
+    start: Tensor,
+    end: Tensor,
+    positives: Tensor,
+    mask: Tensor | None,
+    causal: bool,
 ) -> Tensor:
     """Loss of each head, or an error that names the first bad value."""
     refuse_positives(positives, mask, causal, pair.shape[-1])
@@ -144,7 +154,11 @@ def _checked_losses(
     def refuse() -> None:
         refuse_scores(pair, start, end, mask, causal)
 
-    losses = _products.head_losses(pair, start, end, positives, mask, causal, refuse)
+    try:
+        losses = head_losses(pair, start, end, positives, mask, causal, refuse)
+    except ValueError:  # of filled tables, in words that the caller has never heard
+        _refuse_hidden_positive(pair, start, end, positives)
+        raise
     if not bool(losses.detach().isfinite().all()):
         _refuse_hidden_positive(pair, start, end, positives)
     return losses
@@ -169,8 +183,11 @@ def _refuse_hidden_positive(pair: Tensor, start: Tensor, end: Tensor, positives:
 def _operator(
     pair: Tensor, start: Tensor, end: Tensor, positives: Tensor, mask: Tensor | None, causal: bool
 ) -> Tensor:
-    """Loss of each head, opaque to a compiler: the number of rows to open depends on the values."""
-    return _checked_losses(pair, start, end, positives, mask, causal)
+    """Loss of each head, opaque to a compiler: the number of rows to open depends on the values.
+
+    Always from products: inside an operator only a Function's gradient is recorded.
+    """
+    return _checked_losses(_products.product_losses, pair, start, end, positives, mask, causal)
 
 
 @torch.library.custom_op("lib::factorised_zlpr_backward", mutates_args=())
@@ -185,7 +202,9 @@ def _operator_backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     with torch.enable_grad():
         leaves = [part.detach().requires_grad_() for part in (pair, start, end)]
-        losses = _checked_losses(leaves[0], leaves[1], leaves[2], positives, mask, causal)
+        losses = _checked_losses(
+            _products.product_losses, leaves[0], leaves[1], leaves[2], positives, mask, causal
+        )
     pair, start, end = torch.autograd.grad(losses, leaves, upstream)
     return pair, start, end
 

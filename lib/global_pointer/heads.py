@@ -1,5 +1,6 @@
 """The two pointers as modules: from states to tables, or to loss and spans without tables."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -166,6 +167,8 @@ class GlobalPointer(nn.Module):
     def spans(self, hidden: Tensor, mask: Tensor | None = None) -> Spans:
         """Find the cells above 0; arguments and errors are those of :meth:`forward`.
 
+        A score that counts and is NaN is an error too (ValueError).
+
         Returns
         -------
         Spans
@@ -182,6 +185,10 @@ class GlobalPointer(nn.Module):
                     scores = scores + upcast(self.bias)[:, None, None]
             shown = None if mask is None else mask[text : text + 1]
             scores = _hide(scores.unsqueeze(0), shown, self.causal)
+            if bool(scores.isnan().any()):
+                raise ValueError(
+                    f"scores: expected numbers where they count, got nan in text {text}"
+                )
             cells = (scores > 0).nonzero()
             values = scores[tuple(cells.T)]
             cells[:, 0] = text
@@ -189,6 +196,44 @@ class GlobalPointer(nn.Module):
         if not found:
             return Spans(query.new_empty((0, 4), dtype=torch.int64), query.new_empty(0))
         return Spans(*map(torch.cat, zip(*found, strict=True)))
+
+    @torch.no_grad()
+    def blocks(
+        self, hidden: Tensor, rows: Sequence[Tensor], columns: Sequence[Tensor]
+    ) -> list[Tensor]:
+        """Score some rows against some columns, for each text its own.
+
+        Parameters
+        ----------
+        hidden : Tensor
+            As in :meth:`forward`.
+        rows, columns : sequence of Tensor
+            For each text positions in ``[0, L)``, int64, in any order; a position may be repeated.
+
+        Returns
+        -------
+        list of Tensor
+            One per text, ``(H, len(rows), len(columns))``: the cells of the table that
+            :meth:`forward` fills without a mask and without `causal`. No gradient passes.
+
+        Raises
+        ------
+        TypeError
+            If `hidden` is not floating point or positions are not int64.
+        ValueError
+            If a shape disagrees, there are not as many rows or columns as texts, or a position is
+            out of range.
+        """
+        _check_blocks(hidden, rows, columns, self.projection.in_features)
+        query, key = self._queries_and_keys(hidden)
+        found = []
+        with no_autocast(hidden):
+            for text, (i, j) in enumerate(zip(rows, columns, strict=True)):
+                scores = torch.matmul(query[text][:, i], key[text][:, j].mT)
+                if self.bias is not None:
+                    scores = scores + upcast(self.bias)[:, None, None]
+                found.append(scores)
+        return found
 
     def _queries_and_keys(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
         """Compute ``(B, H, L, d)`` twice, whose products are the scores but for the bias."""
@@ -335,6 +380,21 @@ class EfficientGlobalPointer(nn.Module):
         _check_input(hidden, mask, self.projection.in_features)
         return factorised_spans(*self.parts(hidden), mask=mask, causal=self.causal)
 
+    @torch.no_grad()
+    def blocks(
+        self, hidden: Tensor, rows: Sequence[Tensor], columns: Sequence[Tensor]
+    ) -> list[Tensor]:
+        """Score some rows against some columns, for each text its own.
+
+        Arguments, result and errors are those of :meth:`GlobalPointer.blocks`.
+        """
+        _check_blocks(hidden, rows, columns, self.projection.in_features)
+        parts = self.parts(hidden)
+        return [
+            pair[i[:, None], j] + start[:, i, None] + end[:, None, j]
+            for pair, start, end, i, j in zip(*parts, rows, columns, strict=True)
+        ]
+
     def extra_repr(self) -> str:
         """Show the options beside the two layers."""
         return f"heads={self.heads}, causal={self.causal}, rope={self.rope}"
@@ -369,6 +429,28 @@ def _check_sizes(hidden_size: int, heads: int, head_size: int, rope: bool) -> No
             raise ValueError(f"{name}: expected at least 1, got {value}")
     if rope and head_size % 2:
         raise ValueError(f"head_size: expected an even number for RoPE, got {head_size}")
+
+
+def _check_blocks(
+    hidden: Tensor, rows: Sequence[Tensor], columns: Sequence[Tensor], hidden_size: int
+) -> None:
+    _check_input(hidden, None, hidden_size)
+    length = hidden.shape[1]
+    for name, texts in (("rows", rows), ("columns", columns)):
+        if len(texts) != len(hidden):
+            raise ValueError(
+                f"{name}: expected one tensor per text, {len(hidden)}, got {len(texts)}"
+            )
+        for text, at in enumerate(texts):
+            if not isinstance(at, Tensor) or at.dtype != torch.int64:
+                raise TypeError(f"{name}[{text}]: expected a torch.int64 tensor, got {kind(at)}")
+            if at.dim() != 1:
+                raise ValueError(f"{name}[{text}]: expected one dimension, got {tuple(at.shape)}")
+            if bool(((at < 0) | (at >= length)).any()):
+                wrong = at[(at < 0) | (at >= length)][0].item()
+                raise ValueError(
+                    f"{name}[{text}]: expected positions in [0, {length}), got {wrong}"
+                )
 
 
 def _check_input(hidden: Tensor, mask: Tensor | None, hidden_size: int) -> None:

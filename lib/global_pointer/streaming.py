@@ -81,10 +81,14 @@ def streaming_zlpr_loss(
 
     Notes
     -----
-    Positives are left out of the sum over the negatives, not taken away from it. Derivatives of
-    any order exist. The first is computed by tiles; for higher ones, and wherever values cannot be
-    read (``torch.compile``, ``torch.func``, ``make_fx``, CUDA graph capture), the tables are
-    filled, and a bad value gives NaN instead of an error, as in :func:`lib.zlpr.zlpr_loss`.
+    Positives are left out of the sum over the negatives, not taken away from it. Tables that are
+    no larger than the queries (L ≤ d), or that all fit into one tile, are filled: tiles would save
+    no memory and cost the second computation of the scores.
+
+    Derivatives of any order exist. The first is computed by tiles; for higher ones, and wherever
+    values cannot be read (``torch.compile``, ``torch.func``, ``make_fx``, CUDA graph capture), the
+    tables are filled, and a bad value gives NaN instead of an error, as in
+    :func:`lib.zlpr.zlpr_loss`.
 
     Examples
     --------
@@ -110,10 +114,17 @@ def streaming_zlpr_loss(
     if _checks.values_readable(queries, keys, bias, positives, mask):
         refuse_positives(positives, mask, causal, shape.length)
         _refuse_scores(queries, keys, bias)
+    if _worth_streaming(queries) and _checks.values_readable(queries, keys, bias, positives, mask):
         losses = _streaming(queries, keys, bias, positives, mask, causal)
     else:
         losses = _table_losses(queries, keys, bias, positives, mask, causal)
     return _checks.reduce(losses, reduction)
+
+
+def _worth_streaming(queries: Tensor) -> bool:
+    """Whether tiles save memory: the tables fit neither into one nor into the queries' space."""
+    batch, heads, length, size = queries.shape
+    return length > size and batch * heads * length**2 > _TILE_CELLS
 
 
 def _check(queries: Tensor, keys: Tensor, bias: Tensor | None) -> Shape:
@@ -143,9 +154,11 @@ def _check(queries: Tensor, keys: Tensor, bias: Tensor | None) -> Shape:
 
 def _refuse_scores(queries: Tensor, keys: Tensor, bias: Tensor) -> None:
     for name, scores in (("queries", queries), ("keys", keys), ("bias", bias)):
-        bad = ~scores.isfinite()
-        if bool(bad.any()):
-            at = _checks.first_true(bad)
+        if scores.numel() == 0:
+            continue
+        least, most = scores.aminmax()  # both NaN if one is
+        if not bool((least > -inf) & (most < inf)):
+            at = _checks.first_true(~scores.isfinite())
             raise ValueError(
                 f"{name} must be finite where they count, got {scores[at].item()} "
                 f"at {name}[{', '.join(map(str, at))}]"
@@ -265,7 +278,12 @@ def _tiles(
     found = torch.searchsorted((table * length + row).cpu(), edges).tolist()
     buffer = queries.new_empty((tables, rows, length))
     flat_queries, flat_keys = queries.flatten(0, 1), keys.flatten(0, 1)
-    tables_bias = bias.repeat(batch)
+    by_row = bias.repeat(batch).view(-1, 1, 1)
+    by_column = None
+    if mask is not None:  # one pass for rows and one for columns, where a mask of cells takes three
+        hidden = torch.zeros_like(mask, dtype=bias.dtype).masked_fill_(~mask, -inf)
+        hidden = hidden.repeat_interleave(heads, 0)
+        by_row, by_column = by_row + hidden.unsqueeze(2), hidden.unsqueeze(1)
     below = None
     if causal:
         below = torch.ones(length, length, dtype=torch.bool, device=queries.device).tril_(-1)
@@ -275,13 +293,11 @@ def _tiles(
         part = buffer[: some.stop - some.start, : here.stop - here.start]
         with no_autocast(queries):
             torch.bmm(flat_queries[some, here], flat_keys[some].mT, out=part)
-        part.add_(tables_bias[some, None, None])
+        part.add_(by_row[some] if by_column is None else by_row[some, here])
+        if by_column is not None:
+            part.add_(by_column[some])
         if below is not None:
             part.masked_fill_(below[here], -inf)
-        if mask is not None:
-            samples = torch.arange(some.start, some.stop, device=mask.device) // heads
-            shown = mask[samples]
-            part.masked_fill_(~(shown[:, here].unsqueeze(2) & shown.unsqueeze(1)), -inf)
         yield _Tile(some, here, slice(start, stop)), part
 
 

@@ -5,7 +5,7 @@ from torch import Tensor
 
 from lib.extraction.alignment import TokenTriple
 
-__all__ = ["decode_tables", "triple_scores"]
+__all__ = ["best_spans", "decode_blocks", "decode_tables", "triple_scores"]
 
 
 def decode_tables(
@@ -67,16 +67,85 @@ def decode_tables(
     _check_shapes(entity_scores, head_scores, tail_scores)
     if max_spans is not None and max_spans < 1:
         raise ValueError(f"max_spans: expected at least 1, got {max_spans}")
-    subjects = _spans(entity_scores[0], "subject", max_spans)
-    objects = _spans(entity_scores[1], "object", max_spans)
+    subjects, of_subjects = _spans(entity_scores[0], "subject", max_spans)
+    objects, of_objects = _spans(entity_scores[1], "object", max_spans)
     by_head = head_scores[:, subjects[:, 0, None], objects[None, :, 0]]
     by_tail = tail_scores[:, subjects[:, 1, None], objects[None, :, 1]]
-    for name, scores in (("head_scores", by_head), ("tail_scores", by_tail)):
+    decoded = decode_blocks(subjects, of_subjects, objects, of_objects, by_head, by_tail)
+    return [triple for triple, _ in decoded]
+
+
+def decode_blocks(
+    subjects: Tensor,
+    subject_scores: Tensor,
+    objects: Tensor,
+    object_scores: Tensor,
+    head_scores: Tensor,
+    tail_scores: Tensor,
+) -> list[tuple[TokenTriple, float]]:
+    r"""Read off the triples, each with its confidence, where no tables have been filled.
+
+    Equations: :eq:`eq:gplinker-decode`, :eq:`eq:gplinker-min`
+
+    Parameters
+    ----------
+    subjects, objects : Tensor
+        The spans found, int64 ``(S, 2)`` and ``(O, 2)``, rows of (head, tail).
+    subject_scores, object_scores : Tensor
+        Their scores, ``(S,)`` and ``(O,)``, above 0.
+    head_scores, tail_scores : Tensor
+        ``(R, S, O)``: the links between the first and between the last tokens of each subject and
+        each object.
+
+    Returns
+    -------
+    list of tuples of (TokenTriple, float)
+        Ordered by relation, then as subjects and objects are. The number is the smallest of the
+        triple's four scores.
+
+    Raises
+    ------
+    ValueError
+        If the shapes disagree or the score of a link is NaN.
+
+    Examples
+    --------
+    >>> subjects, objects = torch.tensor([[0, 1]]), torch.tensor([[3, 3], [4, 5]])
+    >>> heads, tails = torch.tensor([[[2.0, 1.0]]]), torch.tensor([[[3.0, -1.0]]])
+    >>> decode_blocks(subjects, torch.ones(1), objects, torch.ones(2) / 2, heads, tails)
+    [(TokenTriple(subject_head=0, subject_tail=1, relation=0, object_head=3, object_tail=3), 0.5)]
+    """
+    for name, spans, scores in (
+        ("subject", subjects, subject_scores),
+        ("object", objects, object_scores),
+    ):
+        if spans.dim() != 2 or spans.shape[1] != 2 or scores.shape != spans.shape[:1]:
+            raise ValueError(
+                f"{name}s: expected shape (N, 2) and {name}_scores (N,), "
+                f"got {tuple(spans.shape)} and {tuple(scores.shape)}"
+            )
+    expected = (*head_scores.shape[:1], len(subjects), len(objects))
+    for name, scores in (("head_scores", head_scores), ("tail_scores", tail_scores)):
+        if tuple(scores.shape) != expected:
+            raise ValueError(f"{name}: expected shape {expected}, got {tuple(scores.shape)}")
         if scores.isnan().any():
             raise ValueError(f"{name}: expected numbers, got NaN")
-    relation, s, o = ((by_head > 0) & (by_tail > 0)).nonzero(as_tuple=True)
+    links = torch.minimum(head_scores, tail_scores)
+    relation, s, o = (links > 0).nonzero(as_tuple=True)
     found = torch.cat((subjects[s], relation[:, None], objects[o]), dim=1)
-    return [TokenTriple(*row) for row in found.tolist()]
+    least = torch.minimum(subject_scores[s], object_scores[o]).minimum(links[relation, s, o])
+    return [
+        (TokenTriple(*row), score)
+        for row, score in zip(found.tolist(), least.tolist(), strict=True)
+    ]
+
+
+def best_spans(cells: Tensor, scores: Tensor, limit: int) -> tuple[Tensor, Tensor]:
+    """Keep the `limit` spans with the highest scores, in the order in which they come."""
+    if len(cells) <= limit:
+        return cells, scores
+    best = scores.topk(limit).indices.sort().values
+    return cells[best], scores[best]
 
 
 def triple_scores(
@@ -128,8 +197,8 @@ def triple_scores(
     return torch.stack(four).amin(dim=0)
 
 
-def _spans(scores: Tensor, role: str, limit: int | None) -> Tensor:
-    """Find the cells above 0 of one entity table, as rows (head, tail) in reading order."""
+def _spans(scores: Tensor, role: str, limit: int | None) -> tuple[Tensor, Tensor]:
+    """Find the cells above 0 of one entity table, in reading order, and their scores."""
     if scores.isnan().any():
         raise ValueError(f"entity_scores: expected numbers, got NaN among the {role}s")
     cells = (scores > 0).nonzero()
@@ -139,10 +208,8 @@ def _spans(scores: Tensor, role: str, limit: int | None) -> Tensor:
             f"entity_scores: expected no {role} below the diagonal, got cell "
             f"{tuple(below[0].tolist())} above 0"
         )
-    if limit is not None and len(cells) > limit:
-        best = scores[cells[:, 0], cells[:, 1]].topk(limit).indices
-        cells = cells[best.sort().values]
-    return cells
+    values = scores[cells[:, 0], cells[:, 1]]
+    return (cells, values) if limit is None else best_spans(cells, values, limit)
 
 
 def _check_shapes(entity_scores: Tensor, head_scores: Tensor, tail_scores: Tensor) -> None:

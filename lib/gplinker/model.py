@@ -7,21 +7,21 @@ from typing import Any, ClassVar, Literal, Self
 import torch
 from torch import Tensor
 
+from lib.extraction.alignment import TokenTriple
 from lib.extraction.encoders import Encoder
 from lib.extraction.model import ExtractionModel, Item, ModelOptions, batches_by_length
 from lib.extraction.triples import Triple
 from lib.global_pointer import EfficientGlobalPointer, GlobalPointer
-from lib.gplinker.decoding import decode_tables, triple_scores
+from lib.gplinker.decoding import best_spans, decode_blocks
 from lib.gplinker.tables import Tables, table_positives
-from lib.zlpr import sparse_zlpr_loss
 
 __all__ = ["GPLinker", "Item"]
 
 MAX_SPANS = 128
 """Most subjects and most objects decoded per text; no sentence comes near it."""
 
-CELLS_AT_ONCE = 2**24
-"""Cells of all tables held at once in `GPLinker.extract`: 64 MB in float32."""
+NUMBERS_AT_ONCE = 2**24
+"""Numbers of the pointers held at once in `GPLinker.extract`: 64 MB in float32."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -158,7 +158,7 @@ class GPLinker(ExtractionModel):
         return batch | positives._asdict()
 
     def scores(self, *, cells: Tensor, **inputs: Tensor) -> Tables:
-        """Fill the tables of a batch.
+        """Fill the tables of a batch, to look at: neither training nor extraction needs them.
 
         Parameters
         ----------
@@ -186,13 +186,17 @@ class GPLinker(ExtractionModel):
         Returns
         -------
         Tensor
-            A scalar: the sum of the ZLPR losses of all 2 + 2R tables, averaged over the texts.
+            A scalar: the sum of the ZLPR losses of all 2 + 2R tables, averaged over the texts. The
+            tables are not filled: see :meth:`lib.global_pointer.EfficientGlobalPointer.loss`.
         """
-        scores = self.scores(cells=cells, **inputs)
-        positives = Tables(entities, heads, tails)
+        hidden = self.encoder(**inputs)
         per_table = [
-            sparse_zlpr_loss(table.flatten(-2), cell, reduction="none")
-            for table, cell in zip(scores, positives, strict=True)
+            pointer.loss(hidden, positives, cells, reduction="none")
+            for pointer, positives in (
+                (self.entities, entities),
+                (self.heads, heads),
+                (self.tails, tails),
+            )
         ]
         return torch.cat(per_table, dim=1).sum(dim=1).mean()
 
@@ -201,7 +205,8 @@ class GPLinker(ExtractionModel):
         """Find the triples of texts, each with its confidence.
 
         The model works in evaluation mode, on its own device, through the items by length in
-        batches bounded by their number of cells; then it returns to the mode it was in.
+        batches bounded by what the pointers hold; then it returns to the mode it was in. The tables
+        are not filled: spans are found first, and links are scored between these alone.
 
         Parameters
         ----------
@@ -215,35 +220,47 @@ class GPLinker(ExtractionModel):
             scores, above 0. At most 128 subjects and objects are considered per text, those with
             the highest scores.
         """
-        device = next(self.parameters()).device
         found: list[tuple[tuple[Triple, float], ...]] = [()] * len(items)
-        training = self.training
-        self.eval()
-        try:
+        with self.evaluating() as device:
             for indices in self._batches(items):
-                batch = self.collate([items[i] for i in indices])
-                for name in Tables._fields:
-                    del batch[name]
-                tables = self.scores(**{name: value.to(device) for name, value in batch.items()})
-                for row, i in enumerate(indices):
-                    n = len(items[i])
-                    found[i] = self._read(items[i], [table[row, :, :n, :n] for table in tables])
-        finally:
-            self.train(training)
+                batch = self.collate_texts([items[i] for i in indices])
+                decoded = self._decode(**{n: value.to(device) for n, value in batch.items()})
+                for i, triples in zip(indices, decoded, strict=True):
+                    found[i] = self._in_characters(items[i], triples)
         return found
 
     def _batches(self, items: Sequence[Item]) -> list[list[int]]:
         """Group the indices of items of similar length, longest first."""
-        tables = 2 + 2 * len(self.relations)
-        return batches_by_length(
-            [len(item) for item in items], lambda length: tables * length**2, CELLS_AT_ONCE
-        )
+        return batches_by_length([len(item) for item in items], self._numbers, NUMBERS_AT_ONCE)
 
-    def _read(self, item: Item, tables: list[Tensor]) -> tuple[tuple[Triple, float], ...]:
-        """Decode one text."""
-        decoded = decode_tables(*tables, max_spans=MAX_SPANS)
-        confidence = triple_scores(decoded, *tables).tolist()
-        return tuple(
-            (self.triple_of(item, tokens), score)
-            for tokens, score in zip(decoded, confidence, strict=True)
+    def _numbers(self, length: int) -> int:
+        """Return how many numbers the pointers make of a text: two vectors per table, and pairs."""
+        tables = 2 + 2 * len(self.relations)
+        size = 1 if self.options.pointer == "efficient" else self.options.head_size
+        return 2 * tables * length * size + 3 * length**2
+
+    def _decode(self, *, cells: Tensor, **inputs: Tensor) -> list[list[tuple[TokenTriple, float]]]:
+        """Find spans, then score the links between them."""
+        hidden = self.encoder(**inputs)
+        found = self.entities.spans(hidden, cells)
+        each = torch.bincount(found.cells[:, 0] * 2 + found.cells[:, 1], minlength=2 * len(cells))
+        spans = torch.split(found.cells[:, 2:], each.tolist())
+        scores = torch.split(found.scores, each.tolist())
+        roles = [best_spans(s, by, MAX_SPANS) for s, by in zip(spans, scores, strict=True)]
+        subjects, objects = roles[::2], roles[1::2]
+        heads, tails = (
+            pointer.blocks(
+                hidden, [s[:, end] for s, _ in subjects], [o[:, end] for o, _ in objects]
+            )
+            for end, pointer in enumerate((self.heads, self.tails))
         )
+        return [
+            decode_blocks(*subject, *object_, head, tail)
+            for subject, object_, head, tail in zip(subjects, objects, heads, tails, strict=True)
+        ]
+
+    def _in_characters(
+        self, item: Item, triples: Sequence[tuple[TokenTriple, float]]
+    ) -> tuple[tuple[Triple, float], ...]:
+        """Turn token positions into characters and relation numbers into names."""
+        return tuple((self.triple_of(item, tokens), score) for tokens, score in triples)

@@ -10,6 +10,8 @@ from lib.extraction.alignment import TokenTriple
 
 __all__ = ["Tables", "table_positives"]
 
+Cell = tuple[int, int]
+
 
 class Tables(NamedTuple):
     """What belongs to the tables of GPLinker: their scores, or their positive cells.
@@ -18,11 +20,13 @@ class Tables(NamedTuple):
     """
 
     entities: Tensor
-    """Spans; table 0 holds the subjects, table 1 the objects. ``(…, 2, L, L)`` or ``(…, 2, K)``."""
+    """Spans; table 0 holds the subjects, table 1 the objects.
+
+    ``(…, 2, L, L)`` or ``(…, 2, K, 2)``."""
     heads: Tensor
-    """Links from a subject's first token to its object's. ``(…, R, L, L)`` or ``(…, R, K)``."""
+    """Links from a subject's first token to its object's. ``(…, R, L, L)`` or ``(…, R, K, 2)``."""
     tails: Tensor
-    """Links from a subject's last token to its object's. ``(…, R, L, L)`` or ``(…, R, K)``."""
+    """Links from a subject's last token to its object's. ``(…, R, L, L)`` or ``(…, R, K, 2)``."""
 
 
 def table_positives(
@@ -33,10 +37,9 @@ def table_positives(
     .. math:: \mathcal S = \{(s_h, s_t)\},\quad \mathcal O = \{(o_h, o_t)\},\quad
         \mathcal H_r = \{(s_h, o_h)\},\quad \mathcal T_r = \{(s_t, o_t)\}
 
-    over the triples of a text, for the links over those with relation r. Cell (i, j) of a table
-    with L rows and columns is written as the whole number :math:`iL + j`.
+    over the triples of a text, for the links over those with relation r.
 
-    Equations: :eq:`eq:gplinker-tables`, :eq:`eq:gplinker-flat`
+    Equations: :eq:`eq:gplinker-tables`
 
     Parameters
     ----------
@@ -51,8 +54,9 @@ def table_positives(
     Returns
     -------
     Tables
-        int64, ``(B, 2, K)``, ``(B, R, K)``, ``(B, R, K)``: each row ascending, then −1. K is the
-        smallest that suffices, but at least 1, and may differ between the three.
+        int64, ``(B, 2, K, 2)``, ``(B, R, K, 2)``, ``(B, R, K, 2)``: the cells (i, j) of each table
+        row by row, then (−1, −1). K is the smallest that suffices, but at least 1, and may differ
+        between the three. The losses of :mod:`lib.global_pointer` take them as they are.
 
     Raises
     ------
@@ -62,31 +66,34 @@ def table_positives(
 
     Notes
     -----
-    Source: kexue 8888 (2022). Whole numbers are exact here; a float32 index would be wrong from
-    4097 tokens on.
+    Source: kexue 8888 (2022), whose code sends a cell as one number :math:`iL + j` in the dtype of
+    the scores, wrong in float32 from 4097 tokens on (:eq:`eq:gplinker-float-index`). Pairs of whole
+    numbers have no such limit.
 
     Examples
     --------
     >>> tables = table_positives([[TokenTriple(0, 1, 0, 3, 3)]], length=4, relations=2)
-    >>> tables.entities.tolist(), tables.heads.tolist(), tables.tails.tolist()
-    ([[[1], [15]]], [[[3], [-1]]], [[[7], [-1]]])
+    >>> tables.entities.tolist()
+    [[[[0, 1]], [[3, 3]]]]
+    >>> tables.heads.tolist(), tables.tails.tolist()
+    ([[[[0, 3]], [[-1, -1]]]], [[[[1, 3]], [[-1, -1]]]])
     """
     for name, value in (("length", length), ("relations", relations)):
         if value < 1:
             raise ValueError(f"{name}: expected at least 1, got {value}")
-    entities: list[list[set[int]]] = []
-    heads: list[list[set[int]]] = []
-    tails: list[list[set[int]]] = []
+    entities: list[list[set[Cell]]] = []
+    heads: list[list[set[Cell]]] = []
+    tails: list[list[set[Cell]]] = []
     for triples in batch:
         spans, by_head, by_tail = (
-            [set[int]() for _ in range(count)] for count in (2, relations, relations)
+            [set[Cell]() for _ in range(count)] for count in (2, relations, relations)
         )
         for triple in triples:
             _check(triple, length, relations)
-            spans[0].add(triple.subject_head * length + triple.subject_tail)
-            spans[1].add(triple.object_head * length + triple.object_tail)
-            by_head[triple.relation].add(triple.subject_head * length + triple.object_head)
-            by_tail[triple.relation].add(triple.subject_tail * length + triple.object_tail)
+            spans[0].add((triple.subject_head, triple.subject_tail))
+            spans[1].add((triple.object_head, triple.object_tail))
+            by_head[triple.relation].add((triple.subject_head, triple.object_head))
+            by_tail[triple.relation].add((triple.subject_tail, triple.object_tail))
         entities.append(spans)
         heads.append(by_head)
         tails.append(by_tail)
@@ -110,10 +117,10 @@ def _check(triple: TokenTriple, length: int, relations: int) -> None:
         )
 
 
-def _padded(cells: list[list[set[int]]], rows: int) -> Tensor:
-    """Make one tensor ``(B, rows, K)`` of sets of different sizes."""
+def _padded(cells: list[list[set[Cell]]], rows: int) -> Tensor:
+    """Make one tensor ``(B, rows, K, 2)`` of sets of different sizes."""
     width = max((len(row) for text in cells for row in text), default=0)
-    padded = torch.full((len(cells), rows, max(width, 1)), -1, dtype=torch.int64)
+    padded = torch.full((len(cells), rows, max(width, 1), 2), -1, dtype=torch.int64)
     for b, text in enumerate(cells):
         for r, row in enumerate(text):
             if row:  # most relations are absent from most texts

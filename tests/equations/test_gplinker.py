@@ -153,12 +153,12 @@ def test_number_of_cells(form, check, relations, length):
 
 
 def library_tables(triples, length, relations):
-    """The four sets, read from the library's lists of flat indices."""
+    """The four sets, read from the library's lists of cells."""
     rows = [TokenTriple(*t) for t in triples]
     tables = table_positives([rows], length=length, relations=relations)
 
     def cells(row):
-        return {divmod(c, length) for c in row.tolist() if c >= 0}
+        return {(i, j) for i, j in row.tolist() if i >= 0}
 
     heads, tails = (
         {(r, *cell) for r, row in enumerate(table[0]) for cell in cells(row)}
@@ -390,10 +390,12 @@ def targets_from_library(triples, length, relations):
     lists = table_positives([rows], length=length, relations=relations)
     dense = []
     for table in (lists.entities[0], lists.heads[0], lists.tails[0]):
-        y = torch.zeros(len(table), length * length)
+        y = torch.zeros(len(table), length, length)
         for row, cells in zip(y, table.tolist(), strict=True):
-            row[[c for c in cells if c >= 0]] = 1
-        dense.append(y.view(-1, length, length))
+            for i, j in cells:
+                if i >= 0:
+                    row[i, j] = 1
+        dense.append(y)
     return [dense[0][0], dense[0][1], dense[1], dense[2]]
 
 
