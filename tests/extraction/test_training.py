@@ -625,3 +625,23 @@ def test_two_processes_equal_one(tmp_path, ema):
         torch.testing.assert_close(saved[name], tensor, rtol=1e-4, atol=1e-5)
     assert json.loads(json.dumps(two.model)) == one.model
     assert both.stdout.count("best epoch") == 1
+
+
+def test_two_processes_predict_and_evaluate_as_one(tmp_path):
+    """Seven sentences in batches of two: the last batch of the last process is not full."""
+    write_toy_data(tmp_path / "data")
+    run(tmp_path / "run", replace(SETTINGS, epochs=3))
+    source = tmp_path / "in.txt"
+    source.write_text("".join(f"{sentence(number).text}\n" for number in range(7)))
+    launch = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
+    launch += ["--main_process_port", "0", "-m", "tests.extraction.toy"]
+    alone = ["-m", "tests.extraction.toy"]
+    model = ["--model", str(tmp_path / "run"), "--quiet", "--batch-size", "2"]
+    for words in (
+        ["predict", *model, "--input", str(source)],
+        ["evaluate", *model, "--data", str(tmp_path / "data")],
+    ):
+        one, two = (start([*head, *words], CUDA_VISIBLE_DEVICES="") for head in (alone, launch))
+        assert (one.returncode, two.returncode) == (0, 0), two.stderr
+        assert two.stdout == one.stdout
+        assert one.stdout.count("\n") >= 7
