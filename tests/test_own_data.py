@@ -34,7 +34,7 @@ def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("own")
     (folder / "own.jsonl").write_text(blocks(OWN, "json")[0], "utf-8")
     (folder / "new.txt").write_text(blocks(OWN, "text")[0], "utf-8")
-    words = "train --encoder small --epochs 2 --quiet --data".split()
+    words = ["train", "--encoder", "small", "--epochs", "2", "--quiet", "--data"]
     paths = [str(folder / "own.jsonl"), "--out", str(folder / "runs" / "own")]
     result = CliRunner().invoke(main, [*words, *paths])
     assert result.exit_code == 0, result.output

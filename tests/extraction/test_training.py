@@ -563,6 +563,19 @@ def test_a_finished_run_is_not_trained_again(tmp_path, monkeypatch, capsys):
         run(tmp_path / "run", replace(SETTINGS, seed=5))
 
 
+def test_killed_between_record_and_checkpoint_it_leaves_no_checkpoint(tmp_path, monkeypatch):
+    def killed(self):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(_run._Run, "remove_checkpoint", killed)
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "run", replace(SETTINGS, epochs=1))
+    monkeypatch.undo()
+    assert (tmp_path / "run" / "checkpoint.pt").exists()
+    run(tmp_path / "run", replace(SETTINGS, epochs=1))
+    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == ["best", "record.json"]
+
+
 def test_a_model_without_its_checkpoint_is_not_overwritten(interrupted):
     (interrupted / "best").mkdir()
     (interrupted / "checkpoint.pt").unlink()
