@@ -57,6 +57,10 @@ def _emo(old: str, new: str, file: str = "lib/emo/_linear.py") -> Mutant:
     return Mutant(file, old, new, ("tests/test_emo.py",))
 
 
+def _training(old: str, new: str, file: str = "lib/extraction/training/_run.py") -> Mutant:
+    return Mutant(file, old, new, ("tests/extraction/test_training.py",))
+
+
 def _softmax(old: str, new: str, file: str = "lib/softmax/_pairs.py") -> Mutant:
     return Mutant(file, old, new, ("tests/test_softmax.py",))
 
@@ -219,6 +223,15 @@ MUTANTS = (
         "totals[tile.tables] + part",
         file="lib/global_pointer/streaming.py",
     ),
+    # averaged weights, and what a killed run goes on with
+    _training("ema_decay(step + 1, settings.ema)", "settings.ema"),
+    _training("ema_decay(step + 1, settings.ema)", "ema_decay(number + 1, settings.ema)"),
+    _training('self.average.load_state_dict(saved["average"])', "pass"),
+    _training(
+        "self.model if self.average is None else cast(Extractor, self.average.module)", "self.model"
+    ),
+    _training("self.best_model if improved and not self.average", "self.best_model if improved"),
+    _training("decay ** (step - 1)", "decay**step", file="lib/extraction/training/_settings.py"),
 )
 
 

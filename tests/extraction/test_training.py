@@ -563,6 +563,19 @@ def test_a_finished_run_is_not_trained_again(tmp_path, monkeypatch, capsys):
         run(tmp_path / "run", replace(SETTINGS, seed=5))
 
 
+def test_killed_between_record_and_checkpoint_it_leaves_no_checkpoint(tmp_path, monkeypatch):
+    def killed(self):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(_run._Run, "remove_checkpoint", killed)
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "run", replace(SETTINGS, epochs=1))
+    monkeypatch.undo()
+    assert (tmp_path / "run" / "checkpoint.pt").exists()
+    run(tmp_path / "run", replace(SETTINGS, epochs=1))
+    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == ["best", "record.json"]
+
+
 def test_a_model_without_its_checkpoint_is_not_overwritten(interrupted):
     (interrupted / "best").mkdir()
     (interrupted / "checkpoint.pt").unlink()
@@ -625,3 +638,23 @@ def test_two_processes_equal_one(tmp_path, ema):
         torch.testing.assert_close(saved[name], tensor, rtol=1e-4, atol=1e-5)
     assert json.loads(json.dumps(two.model)) == one.model
     assert both.stdout.count("best epoch") == 1
+
+
+def test_two_processes_predict_and_evaluate_as_one(tmp_path):
+    """Seven sentences in batches of two: the last batch of the last process is not full."""
+    write_toy_data(tmp_path / "data")
+    run(tmp_path / "run", replace(SETTINGS, epochs=3))
+    source = tmp_path / "in.txt"
+    source.write_text("".join(f"{sentence(number).text}\n" for number in range(7)))
+    launch = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
+    launch += ["--main_process_port", "0", "-m", "tests.extraction.toy"]
+    alone = ["-m", "tests.extraction.toy"]
+    model = ["--model", str(tmp_path / "run"), "--quiet", "--batch-size", "2"]
+    for words in (
+        ["predict", *model, "--input", str(source)],
+        ["evaluate", *model, "--data", str(tmp_path / "data")],
+    ):
+        one, two = (start([*head, *words], CUDA_VISIBLE_DEVICES="") for head in (alone, launch))
+        assert (one.returncode, two.returncode) == (0, 0), two.stderr
+        assert two.stdout == one.stdout
+        assert one.stdout.count("\n") >= 7

@@ -168,6 +168,7 @@ class _Run:
             kept["data"] = {name: done.data.get(name) for name in ("name", "sha256")}
             self.check_same(kept)
             self.say(f"{self.out} holds this run, finished: nothing to do")
+            self.remove_checkpoint()  # the kill may have come just before
             return done
         saved = self.read_checkpoint()
         # Machines that do not share the folder would start at different epochs and then wait for
@@ -185,9 +186,13 @@ class _Run:
         record = self.fit(saved)
         if self.main:
             write_record(self.record, record)
-            self.checkpoint.unlink(missing_ok=True)
-        self.accelerator.wait_for_everyone()
+        self.remove_checkpoint()
         return record
+
+    def remove_checkpoint(self) -> None:
+        self.accelerator.wait_for_everyone()
+        if self.main:
+            self.checkpoint.unlink(missing_ok=True)
 
     def check_same(self, kept: Mapping[str, Any]) -> None:
         wanted = _flat(self.identity())
