@@ -440,7 +440,7 @@ def test_gradient_of_the_sigmoid_divergence(form, check, case):
     "eq:div-sigmoid-gradient-bound",
     kind="inequality",
     source=OURS,
-    hypotheses="finite scores",
+    hypotheses="finite scores; equality to first order of the change, at s = 0",
     right=lambda d: abs(d) / 4 + tanh(abs(d) / 4),
     wrong={
         "bounded, as in ZLPR": lambda d: 1.0,
@@ -455,6 +455,8 @@ def test_the_pull_is_not_bounded(form, check, s, u):
     sigmoid_divergence(far, tensor([-400.0])).backward()
     check.at_most(99.0, far.grad.abs().max())
     check.at_most(far.grad.abs().max(), form(400.0), slack=1e-12)
+    near = abs(slope(0.0) * 1e-4 + sigma(0.0) - sigma(-1e-4))
+    check.equal(near / form(1e-4), 1.0, tol=1e-8)
 
 
 @pytest.mark.equation(
@@ -718,7 +720,7 @@ def test_the_crowd_grows_with_its_number(form, check):
     "eq:div-crowd-mass",
     kind="inequality",
     source=OURS,
-    hypotheses="any labels",
+    hypotheses="any labels; equality in the limit of scores that are far on the right side",
     right=lambda s, y: sum(exp(-v) if label else exp(v) for v, label in zip(s, y, strict=True)),
     wrong={
         "half of the masses": lambda s, y: (
@@ -736,6 +738,7 @@ def test_a_small_loss_silences_the_crowd(form, check, case):
     check.at_most(weights, form(s, y))
     loss = zlpr_loss(tensor(s), torch.tensor(y))
     check.at_most(weights, loss.exp() - 1)
+    check.equal(slope(-30.0) / form([-30.0], [False]), 1.0)
     quiet, no = [-8.0] * 50, [False] * 50
     check.at_most(sum(slope(v) for v in quiet), form(quiet, no))
     check.at_most(form(quiet, no), zlpr_loss(tensor(quiet), torch.tensor(no)).exp() - 1, 1e-12)
@@ -970,6 +973,9 @@ def test_gradient_mass_of_the_regret(form, check, case):
         x = x.clone().requires_grad_()
         zlpr_regret(x, target).backward()
         check.at_most(x.grad.abs().sum(), form)
+    x = tensor([60.0, -60.0]).requires_grad_()
+    zlpr_regret(x, tensor([-60.0, 60.0])).backward()
+    check.equal(x.grad.abs().sum(), form)
 
 
 @pytest.mark.equation(
