@@ -46,7 +46,7 @@ def test_the_launched_commands_run(folder):
     for command in commands:
         for full, tiny in TINY_RUN.items():
             command = command.replace(full, tiny)
-        launcher, launch, *words = shlex.split(command.removeprefix("$ "))
+        launcher, launch, *words = shlex.split(command.removeprefix("$ ").replace("\\\n", " "))
         assert (launcher, launch) == ("accelerate", "launch")
         done = subprocess.run(
             [sys.executable, "-m", "accelerate.commands.launch", *words],
