@@ -211,7 +211,6 @@ VARIANTS: dict[str, tuple[type[GPLinker], dict[str, Any]]] = {
     "links without RoPE": (GPLinker, {"link_rope": False}),
     "all links in one ZLPR": (Merged, {}),
     "R-Drop, ZLPR divergence": (RDrop, {}),
-    "standard pointers": (GPLinker, {"pointer": "standard"}),
 }
 
 
