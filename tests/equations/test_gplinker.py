@@ -1570,13 +1570,13 @@ def test_score_at_which_the_sum_is_swallowed(form, check):
     swallowed = grid[total == grid]
     check.true(swallowed[0] - h < form(h) <= swallowed[0], "the first grid point past x*")
     # The published steps in bfloat16: beyond x* the gradient of the positive points down.
-    for x, sign in ((3.0, -1.0), (swallowed[0].item(), 1.0), (6.0, 1.0)):
+    for x, sign in ((2.0, -1.0), (swallowed[0].item(), 1.0), (6.0, 1.0)):
         score = torch.tensor([x], dtype=torch.bfloat16, requires_grad=True)
         every = torch.cat([score, score.new_zeros(1)]).logsumexp(0)
         rest = (1 - (score.logsumexp(0) - every).exp()).clamp(1e-7, 1)
         pulled = torch.cat([-score, score.new_zeros(1)]).logsumexp(0)
         (pulled + every + rest.log()).backward()
-        check.true(score.grad.sign().item() == sign or x < 4, f"gradient at {x}")
+        check.true(score.grad.sign().item() == sign, f"gradient at {x}")
 
 
 @pytest.mark.equation(
