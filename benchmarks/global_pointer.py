@@ -47,6 +47,7 @@ class Workload:
 
 
 WORKLOADS = (
+    Workload(8, 7, 40, 25),  # few cells: the tables are filled, in float64
     Workload(16, 2, 128, 15),
     Workload(16, 24, 128, 7),
     Workload(16, 49, 256, 3),

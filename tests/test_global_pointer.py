@@ -238,6 +238,42 @@ class TestScores:
             assert sparse_zlpr_loss(scores, none).item() == pytest.approx(expected, abs=1e-5)
 
 
+class TestBlocks:
+    @pytest.mark.parametrize("kind", [GlobalPointer, EfficientGlobalPointer])
+    def test_are_cells_of_the_tables(self, kind):
+        """Any order, repeated positions, none at all; without mask and triangle."""
+        torch.manual_seed(0)
+        pointer = kind(6, 3, 4, causal=False, bias_start=-1.0).double()
+        hidden = torch.randn(3, 7, 6, dtype=torch.float64)
+        rows = [torch.tensor([4, 0, 4]), torch.tensor([], dtype=torch.int64), torch.tensor([6])]
+        columns = [torch.tensor([1, 6]), torch.tensor([2]), torch.tensor([3, 3, 0, 5])]
+        tables = pointer(hidden).detach()
+        for table, i, j, block in zip(
+            tables, rows, columns, pointer.blocks(hidden, rows, columns), strict=True
+        ):
+            torch.testing.assert_close(block, table[:, i][:, :, j], rtol=0, atol=1e-12)
+        pointer.causal = True
+        again = pointer.blocks(hidden, rows, columns)
+        torch.testing.assert_close(again[0], tables[0][:, rows[0]][:, :, columns[0]])
+
+    @pytest.mark.parametrize("kind", [GlobalPointer, EfficientGlobalPointer])
+    @pytest.mark.parametrize(
+        ("rows", "error", "message"),
+        [
+            ([[0]], ValueError, "rows: expected one tensor per text, 2, got 1"),
+            ([[0], [5]], ValueError, r"rows\[1\]: expected positions in \[0, 5\), got 5"),
+            ([[-1], [0]], ValueError, r"rows\[0\]: expected positions in \[0, 5\), got -1"),
+            ([[0.0], [0]], TypeError, r"rows\[0\]: expected a torch.int64 tensor, got .*float32"),
+            ([[[0]], [0]], ValueError, r"rows\[0\]: expected one dimension, got \(1, 1\)"),
+        ],
+    )
+    def test_errors(self, kind, rows, error, message):
+        pointer = kind(4, 2, 2)
+        columns = [torch.tensor([0])] * 2
+        with pytest.raises(error, match=message):
+            pointer.blocks(torch.zeros(2, 5, 4), [torch.tensor(r) for r in rows], columns)
+
+
 class TestParameters:
     @pytest.mark.parametrize("size", [(768, 9, 64), (5, 1, 2), (31, 7, 6)])
     def test_counts_are_the_closed_formulas(self, size):

