@@ -1,22 +1,25 @@
 """Models trained on published corpora, three seeds each: the records that chapter 9 reads.
 
 ``make runs RUN=webnlg-gplinker`` trains one model with each seed and writes
-``book/runs/webnlg-gplinker-0.json`` and so on: the run record of `lib.extraction.records`, and
-under "measured" what a chapter wants to know besides. It may be interrupted: the same command
-continues. Corpora are downloaded to the user's cache, if they may be, or read from a folder
-(``--data-folder data`` holds ``data/webnlg`` and so on). The best epoch is chosen on dev; test is
-looked at once, at the end.
+``book/runs/webnlg-gplinker-0.json`` and so on, run records of `lib.extraction.records`, and
+``book/runs/measured-webnlg-gplinker.json``, the time that decoding takes and the memory of
+training. It may be interrupted: the same command continues. Corpora are downloaded to the user's
+cache, if they may be, or read from a folder (``--data-folder data`` holds ``data/webnlg`` and so
+on). The best epoch is chosen on dev; test is looked at once, at the end.
 """
 
 import argparse
 import json
 import resource
+import shutil
 import subprocess
 import sys
 import time
 from itertools import product
 from pathlib import Path
 from typing import Any
+
+from benchmarks.measure import hardware, versions, write_record
 
 ROOT = Path(__file__).resolve().parents[2]
 RUNS = ROOT / "book" / "runs"
@@ -83,6 +86,22 @@ def measured(record: dict[str, Any], out: Path, name: str, data: str) -> dict[st
     }
 
 
+def note(name: str, seed: int, costs: dict[str, Any]) -> None:
+    """Add one seed's costs to what is known of a run."""
+    target = RUNS / f"measured-{name}.json"
+    known: dict[str, Any] = {}
+    if target.exists():
+        known = json.loads(target.read_text("utf-8"))["seeds"]
+    entry = {**known.get(str(seed), {}), **costs}
+    content = {
+        "command": f"make runs RUN={name}",
+        "hardware": hardware(),
+        "versions": versions("torch"),
+        "seeds": dict(sorted({**known, str(seed): entry}.items())),
+    }
+    write_record(target, content)
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Train with each seed, one after the other, and write the records."""
     parser = argparse.ArgumentParser(prog="python -m tools.runs", description=__doc__)
@@ -99,12 +118,12 @@ def main(arguments: list[str] | None = None) -> int:
         program = str(Path(sys.executable).with_name(words[0]))
         finished = (out / "record.json").exists()
         subprocess.run([program, *words[1:]], check=True, cwd=ROOT)
+        shutil.copy(out / "record.json", RUNS / f"{options.name}-{seed}.json")
         record = json.loads((out / "record.json").read_text("utf-8"))
-        record["measured"] = measured(record, out, options.name, data)
+        costs = measured(record, out, options.name, data)
         if not finished:
             # The largest of all processes that have ended; the training was one of them.
             peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
-            record["measured"]["training_peak_mib"] = round(peak / 1024, 1)
-        target = RUNS / f"{options.name}-{seed}.json"
-        target.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", "utf-8")
+            costs["training_peak_mib"] = round(peak / 1024, 1)
+        note(options.name, seed, costs)
     return 0
