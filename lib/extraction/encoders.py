@@ -111,7 +111,8 @@ class HuggingFaceEncoder(Encoder):
         """Fetch an encoder by its name on the hub or from a folder."""
         from transformers import AutoModel, AutoTokenizer
 
-        model = AutoModel.from_pretrained(name, use_safetensors=True)
+        # transformers keeps the type that weights are stored in; half precision is no type to train.
+        model = AutoModel.from_pretrained(name, use_safetensors=True, dtype=torch.float32)
         return cls(model, AutoTokenizer.from_pretrained(name), max_length, name)
 
     @classmethod
@@ -120,7 +121,7 @@ class HuggingFaceEncoder(Encoder):
         from transformers import AutoConfig, AutoModel, AutoTokenizer
 
         build: Callable[[Any], nn.Module] = AutoModel.from_config
-        model = build(AutoConfig.from_pretrained(folder))
+        model = build(AutoConfig.from_pretrained(folder, dtype=torch.float32))
         tokenizer = AutoTokenizer.from_pretrained(folder)
         return cls(model, tokenizer, description["max_length"], str(folder))
 
