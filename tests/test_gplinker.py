@@ -999,6 +999,16 @@ class Killed(BaseException):
         linker.save(tmp_path / "saved")
         assert {p.dtype for p in GPLinker.load(tmp_path / "saved").parameters()} == {torch.float32}
 
+    def test_weights_stored_in_half_precision_are_trained_in_full(self, tmp_path):
+        from transformers import BertModel
+
+        name = bert_files(tmp_path)
+        BertModel.from_pretrained(name).to(torch.bfloat16).save_pretrained(name)
+        linker = GPLinker.create(name, ("p",))
+        assert {p.dtype for p in linker.parameters()} == {torch.float32}
+        linker.save(tmp_path / "saved")
+        assert {p.dtype for p in GPLinker.load(tmp_path / "saved").parameters()} == {torch.float32}
+
 
 class TestFolder:
     def test_load_gives_the_same_scores_without_the_encoder(self, made, tmp_path, monkeypatch):

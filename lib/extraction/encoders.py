@@ -111,7 +111,7 @@ class HuggingFaceEncoder(Encoder):
         """Fetch an encoder by its name on the hub or from a folder."""
         from transformers import AutoModel, AutoTokenizer
 
-        # transformers keeps the type that weights are stored in; half precision is no type to train.
+        # transformers keeps the type of the stored weights; half precision is no type to train.
         model = AutoModel.from_pretrained(name, use_safetensors=True, dtype=torch.float32)
         return cls(model, AutoTokenizer.from_pretrained(name), max_length, name)
 
