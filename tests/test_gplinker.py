@@ -985,29 +985,19 @@ class TestCreate:
         with pytest.raises(OSError, match="safetensors"):
             GPLinker.create(str(folder), ("r",))
 
+    def test_weights_stored_in_half_precision_are_trained_in_full(self, tmp_path):
+        from transformers import BertModel
+
+        name = bert_files(tmp_path)
+        BertModel.from_pretrained(name).to(torch.bfloat16).save_pretrained(name)
+        linker = GPLinker.create(name, ("p",))
+        assert {p.dtype for p in linker.parameters()} == {torch.float32}
+        linker.save(tmp_path / "saved")
+        assert {p.dtype for p in GPLinker.load(tmp_path / "saved").parameters()} == {torch.float32}
+
 
 class Killed(BaseException):
     """Stands for the end of the process: nothing catches it."""
-
-    def test_weights_stored_in_half_precision_are_trained_in_full(self, tmp_path):
-        from transformers import BertModel
-
-        name = bert_files(tmp_path)
-        BertModel.from_pretrained(name).to(torch.bfloat16).save_pretrained(name)
-        linker = GPLinker.create(name, ("p",))
-        assert {p.dtype for p in linker.parameters()} == {torch.float32}
-        linker.save(tmp_path / "saved")
-        assert {p.dtype for p in GPLinker.load(tmp_path / "saved").parameters()} == {torch.float32}
-
-    def test_weights_stored_in_half_precision_are_trained_in_full(self, tmp_path):
-        from transformers import BertModel
-
-        name = bert_files(tmp_path)
-        BertModel.from_pretrained(name).to(torch.bfloat16).save_pretrained(name)
-        linker = GPLinker.create(name, ("p",))
-        assert {p.dtype for p in linker.parameters()} == {torch.float32}
-        linker.save(tmp_path / "saved")
-        assert {p.dtype for p in GPLinker.load(tmp_path / "saved").parameters()} == {torch.float32}
 
 
 class TestFolder:
