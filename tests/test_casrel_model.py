@@ -428,6 +428,22 @@ class TestLoss:
                 assert group["weight_decay"] == (0.01 if p.dim() > 1 else 0.0)
 
 
+def test_object_scores_are_conditioned_on_both_ends():
+    tagger = scrambled(small())
+    hidden = torch.randn(2, 5, 16, dtype=torch.float64)
+    chosen = [[1, 0, 2], [0, 1, 1], [0, 3, 4]]
+    scores = tagger.object_scores(hidden, torch.tensor(chosen))
+    norm = tagger.norm
+    for row, (text, a, b) in enumerate(chosen):
+        condition = torch.cat((hidden[text, a], hidden[text, b]))
+        parts = (norm.weight, norm.bias, norm.weight_map, norm.bias_map)
+        states = conditional_layer_norm(hidden[text], condition, *parts)
+        flat = states @ tagger.objects.weight.T + tagger.objects.bias
+        for r in range(3):
+            for k in range(2):
+                torch.testing.assert_close(scores[row, :, r, k], flat[:, 2 * r + k])
+
+
 class Table(torch.nn.Module):
     """Stands in for a linear map: returns a table of scores."""
 
