@@ -42,7 +42,6 @@ from lib.extraction.triples import Example, Triple
 from lib.gplinker import GPLinker
 from tests.casrel_without_dropout import Quiet
 from tests.extraction.strategies import examples
-from tests.extraction.test_commands import one_line
 from tests.extraction.test_training import essence
 from tests.extraction.toy import toy_corpus
 from tests.test_gplinker import EIGHT, bert_files, example, token_triples
@@ -427,6 +426,22 @@ class TestLoss:
                 encoder = names[id(p)].startswith("encoder.")
                 assert group["lr"] == (1e-5 if encoder else 1e-3)
                 assert group["weight_decay"] == (0.01 if p.dim() > 1 else 0.0)
+
+
+def test_object_scores_are_conditioned_on_both_ends():
+    tagger = scrambled(small())
+    hidden = torch.randn(2, 5, 16, dtype=torch.float64)
+    chosen = [[1, 0, 2], [0, 1, 1], [0, 3, 4]]
+    scores = tagger.object_scores(hidden, torch.tensor(chosen))
+    norm = tagger.norm
+    for row, (text, a, b) in enumerate(chosen):
+        condition = torch.cat((hidden[text, a], hidden[text, b]))
+        parts = (norm.weight, norm.bias, norm.weight_map, norm.bias_map)
+        states = conditional_layer_norm(hidden[text], condition, *parts)
+        flat = states @ tagger.objects.weight.T + tagger.objects.bias
+        for r in range(3):
+            for k in range(2):
+                torch.testing.assert_close(scores[row, :, r, k], flat[:, 2 * r + k])
 
 
 class Table(torch.nn.Module):
@@ -861,7 +876,10 @@ class TestCommands:
         write_jsonl(tmp_path / "train.jsonl", EIGHT)
         given = ["--data", str(tmp_path), "--encoder", "small", "--out", str(tmp_path / "run")]
         result = CliRunner().invoke(main, ["train", *given, "--power", "0", "1"])
-        one_line(result, "power: expected two numbers above 0", "got (0.0, 1.0)")
+        assert result.exit_code == 2
+        (line,) = result.stderr.strip().splitlines()
+        assert line.startswith("Error: power: expected two numbers above 0")
+        assert line.endswith("got (0.0, 1.0)")
 
     def test_triples_are_named_by_characters(self):
         tagger = small()
