@@ -42,7 +42,6 @@ from lib.extraction.triples import Example, Triple
 from lib.gplinker import GPLinker
 from tests.casrel_without_dropout import Quiet
 from tests.extraction.strategies import examples
-from tests.extraction.test_commands import one_line
 from tests.extraction.test_training import essence
 from tests.extraction.toy import toy_corpus
 from tests.test_gplinker import EIGHT, bert_files, example, token_triples
@@ -861,7 +860,10 @@ class TestCommands:
         write_jsonl(tmp_path / "train.jsonl", EIGHT)
         given = ["--data", str(tmp_path), "--encoder", "small", "--out", str(tmp_path / "run")]
         result = CliRunner().invoke(main, ["train", *given, "--power", "0", "1"])
-        one_line(result, "power: expected two numbers above 0", "got (0.0, 1.0)")
+        assert result.exit_code == 2
+        (line,) = result.stderr.strip().splitlines()
+        assert line.startswith("Error: power: expected two numbers above 0")
+        assert line.endswith("got (0.0, 1.0)")
 
     def test_triples_are_named_by_characters(self):
         tagger = small()

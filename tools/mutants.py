@@ -49,6 +49,14 @@ def _decode(old: str, new: str, file: str = "lib/gplinker/decoding.py") -> Mutan
     return Mutant(file, old, new, ("tests/test_gplinker.py",))
 
 
+def _casrel(old: str, new: str, file: str = "lib/casrel/model.py") -> Mutant:
+    return Mutant(file, old, new, ("tests/test_casrel_model.py",))
+
+
+def _tagging(old: str, new: str) -> Mutant:
+    return Mutant("lib/casrel/tagging.py", old, new, ("tests/test_casrel.py",))
+
+
 def _exact(old: str, new: str, file: str = "lib/exact/_rows.py") -> Mutant:
     return Mutant(file, old, new, ("tests/test_exact.py",))
 
@@ -215,6 +223,39 @@ MUTANTS = (
         "totals[tile.tables] + part",
         file="lib/global_pointer/streaming.py",
     ),
+    # subjects first
+    _tagging("(1 + power) / 2 * (-scores", "(1 + power) * (-scores"),
+    _tagging("_FAR = 20.0", "_FAR = 2.0"),
+    _tagging("(start, bisect_left(last, start))", "(start, bisect_left(last, start + 1))"),
+    _tagging("if other >= start]", "if other > start]"),
+    _tagging("flatten(2).sum(2) / 2", "flatten(2).mean(2)"),
+    _tagging("bad & mask | positive & ~mask", "bad & mask"),
+    _tagging("linear(condition, bias_map)", "linear(condition, weight_map)"),
+    _casrel("(margins > 0).unbind", "(margins >= 0).unbind", file="lib/casrel/decoding.py"),
+    _casrel(
+        "torch.searchsorted(end, start)",
+        "torch.searchsorted(end, start, right=True)",
+        file="lib/casrel/decoding.py",
+    ),
+    _casrel(
+        "same = nearest // max(length, 1) == start // max(length, 1)",
+        "same = nearest >= start",
+        file="lib/casrel/decoding.py",
+    ),
+    _casrel(".indices.sort().values + first", ".indices + first", file="lib/casrel/decoding.py"),
+    _casrel("if other >= head]", "if other > head]", file="lib/casrel/sampling.py"),
+    _casrel(
+        "(triple.subject_head, triple.subject_tail) == (head, tail)",
+        "triple.subject_head == head",
+        file="lib/casrel/sampling.py",
+    ),
+    _casrel("hidden[text, tail]), dim=-1)", "hidden[text, head]), dim=-1)"),
+    _casrel("(objects.sum(1) / sizes[texts]).sum()", "(objects.sum(1) / sizes[texts]).mean()"),
+    _casrel("power = self.options.power[0]", "power = self.options.power[1]"),
+    _casrel("subjects.margins[first + of]", "subjects.margins[of]"),
+    _casrel("torch.minimum(subjects.margins", "torch.maximum(subjects.margins"),
+    _casrel("scores.to(torch.promote_types(scores.dtype, torch.float32))", "scores"),
+    _casrel("if count:", "if count > 1:", file="lib/casrel/reencoding.py"),
 )
 
 

@@ -7,7 +7,15 @@ texts. ``python -m lib.gplinker`` trains, evaluates and predicts from the comman
 """
 
 from lib.gplinker.decoding import decode_tables, triple_scores
-from lib.gplinker.model import GPLinker, Item
+from lib.gplinker.model import GPLinker, Item, PointerOptions
 from lib.gplinker.tables import Tables, table_positives
 
-__all__ = ["GPLinker", "Item", "Tables", "decode_tables", "table_positives", "triple_scores"]
+__all__ = [
+    "GPLinker",
+    "Item",
+    "PointerOptions",
+    "Tables",
+    "decode_tables",
+    "table_positives",
+    "triple_scores",
+]
