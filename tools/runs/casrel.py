@@ -9,7 +9,6 @@ last weights count, nothing is chosen on dev or test. About 15 minutes on one co
 import argparse
 import itertools
 import math
-import sys
 from collections import Counter
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
@@ -203,4 +202,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()
