@@ -1,9 +1,10 @@
 """GPLinker: joint extraction of entities and relations with four tables of token pairs.
 
 A triple (subject, relation, object) becomes four cells: the subject's span, the object's span,
-the link between their first tokens and the link between their last tokens. Training fills the
-tables, :func:`decode_tables` reads them back by intersection, :class:`GPLinker` does both for
-texts. ``python -m lib.gplinker`` trains, evaluates and predicts from the command line.
+the link between their first tokens and the link between their last tokens.
+:func:`table_positives` writes the cells, :func:`decode_tables` reads them back by intersection.
+:class:`GPLinker` does both for texts and never fills a table, in training or in extraction.
+``python -m lib.gplinker`` trains, evaluates and predicts from the command line.
 """
 
 from lib.gplinker.decoding import decode_tables, triple_scores
