@@ -48,7 +48,8 @@ class GPLinker(ExtractionModel):
         \Bigl[\log\bigl(1 + \textstyle\sum_{\mathrm{neg}} e^{s_t(i,j)}\bigr)
         + \log\bigl(1 + \textstyle\sum_{\mathrm{pos}} e^{-s_t(i,j)}\bigr)\Bigr]
 
-    Equations: :eq:`eq:gplinker-loss`, :eq:`eq:gplinker-tables`, :eq:`eq:gplinker-decode`
+    Equations: :eq:`eq:gplinker-loss`, :eq:`eq:gplinker-tables`, :eq:`eq:gplinker-decode`,
+    :eq:`eq:gplinker-rdrop`
 
     Make one with :meth:`create` or :meth:`load`, not with the constructor.
 

@@ -10,8 +10,6 @@ import json
 import math
 import sys
 import time
-from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -20,14 +18,13 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.measure import hardware, versions, write_record
-from lib.divergence import r_drop, zlpr_divergence
 from lib.extraction.metrics import evaluate_triples
 from lib.extraction.synthetic import synthetic_corpus
 from lib.extraction.training import set_seed
 from lib.extraction.triples import Example
 from lib.global_pointer import EfficientGlobalPointer, factorised_zlpr_loss
 from lib.gplinker import GPLinker, Tables
-from lib.zlpr import sparse_zlpr_loss, zlpr_loss
+from lib.zlpr import sparse_zlpr_loss
 
 RECORD = Path(__file__).resolve().parents[2] / "book" / "runs" / "gplinker-ablations.json"
 RELATIONS = ("based_in", "born_in", "founded", "leads", "lives_in", "owns", "works_for")
@@ -152,38 +149,6 @@ class Merged(FilledTables):
         return summed([spans, links[:, None]])
 
 
-class RDrop(GPLinker):
-    """Two passes with different dropout, held together by the divergence that ZLPR induces."""
-
-    def forward(
-        self, *, entities: Tensor, heads: Tensor, tails: Tensor, cells: Tensor, **inputs: Tensor
-    ) -> Tensor:
-        """Return the mean loss of both passes and the price for their disagreement."""
-        first, second = (
-            torch.cat([t.flatten(-2) for t in self.scores(cells=cells, **inputs)], 1)
-            for _ in range(2)
-        )
-        length = cells.shape[1]
-        targets = []
-        for positives in (entities, heads, tails):
-            table = cells.new_zeros(*positives.shape[:2], length, length)
-            text, head, entry = (positives[..., 0] >= 0).nonzero(as_tuple=True)
-            table[text, head, *positives[text, head, entry].unbind(-1)] = True
-            targets.append(table.flatten(-2))
-        mask = first > -math.inf
-
-        def per_text(function: Callable[..., Tensor], *arguments: Tensor) -> Tensor:
-            return function(*arguments, mask=mask, reduction="none").sum(1).mean()
-
-        return r_drop(
-            first,
-            second,
-            lambda scores: per_text(zlpr_loss, scores, torch.cat(targets, 1)),
-            partial(per_text, zlpr_divergence),
-            alpha=ALPHA,
-        )
-
-
 class Yes(nn.Module):
     """Stands where a pointer of links was: nothing to learn, and no link is refused."""
 
@@ -210,7 +175,7 @@ VARIANTS: dict[str, tuple[type[GPLinker], dict[str, Any]]] = {
     "without tail links": (GPLinker, {"tails": False}),
     "links without RoPE": (GPLinker, {"link_rope": False}),
     "all links in one ZLPR": (Merged, {}),
-    "R-Drop, ZLPR divergence": (RDrop, {}),
+    "R-Drop, ZLPR divergence": (GPLinker, {"r_drop": ALPHA}),
 }
 
 
