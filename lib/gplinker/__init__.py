@@ -7,7 +7,7 @@ the link between their first tokens and the link between their last tokens.
 ``python -m lib.gplinker`` trains, evaluates and predicts from the command line.
 """
 
-from lib.gplinker.decoding import decode_tables, triple_scores
+from lib.gplinker.decoding import decode_blocks, decode_tables, triple_scores
 from lib.gplinker.model import GPLinker, Item, PointerOptions
 from lib.gplinker.tables import Tables, table_positives
 
@@ -16,6 +16,7 @@ __all__ = [
     "Item",
     "PointerOptions",
     "Tables",
+    "decode_blocks",
     "decode_tables",
     "table_positives",
     "triple_scores",
