@@ -1,9 +1,9 @@
 """Break the library on purpose, one place at a time, and see whether the tests notice.
 
-Each mutant replaces one piece of code, which must occur exactly once, in a copy of ``lib`` and
-``tests``; the tests named beside it must then fail. ``python -m tools.mutants`` prints one line per
-mutant and ends with the count; its exit status is 1 if one survived. It is not part of the test
-run: it takes some minutes on one core.
+Each mutant replaces one piece of code, which must occur exactly once, in a copy of ``lib``,
+``tests`` and what they read; the tests named beside it must then fail. ``python -m tools.mutants``
+prints one line per mutant and ends with the count; its exit status is 1 if one survived. It is not
+part of the test run: it takes some minutes on one core.
 """
 
 import os
@@ -340,7 +340,7 @@ def main(mutants: Sequence[Mutant] = MUTANTS) -> int:
     survivors = 0
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
-        for name in ("lib", "tests", "tools"):
+        for name in ("lib", "tests", "tools", "book/data", "book/runs"):
             shutil.copytree(ROOT / name, root / name, ignore=shutil.ignore_patterns("__pycache__"))
         for name in ("conftest.py", "pyproject.toml"):
             shutil.copy(ROOT / name, root)
