@@ -202,8 +202,8 @@ MUTANTS = (
     ),
     _decode("[s[:, end] for s, _", "[s[:, 0] for s, _", file="lib/gplinker/model.py"),
     _decode(
-        "(self.heads, heads),\n                (self.tails, tails),",
-        "(self.heads, tails),\n                (self.tails, heads),",
+        "(self.heads, heads),\n                    (self.tails, tails),",
+        "(self.heads, tails),\n                    (self.tails, heads),",
         file="lib/gplinker/model.py",
     ),
     _pointer("pair = pair.masked_fill(~keep, -inf)", "pair = pair"),

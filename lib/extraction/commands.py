@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+from torch import distributed
 
 from lib.extraction.corpora import load_corpus
 from lib.extraction.corpora.jsonl import parse_lines
@@ -52,7 +53,13 @@ class _Command(click.Command):
 
     def invoke(self, ctx: click.Context) -> Any:
         with _one_line_errors():
-            return super().invoke(ctx)
+            result = super().invoke(ctx)
+        if distributed.is_available() and distributed.is_initialized():
+            # Threads of the group that outlive the interpreter abort a process that has succeeded.
+            accelerator = make_accelerator()
+            accelerator.wait_for_everyone()
+            accelerator.end_training()
+        return result
 
 
 class _UserError(click.ClickException):
