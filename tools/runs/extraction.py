@@ -9,6 +9,7 @@ on). The best epoch is chosen on dev; test is looked at once, at the end.
 """
 
 import argparse
+import importlib
 import json
 import resource
 import shutil
@@ -20,12 +21,13 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.measure import hardware, versions, write_record
+from lib.extraction.corpora import load_corpus
+from lib.extraction.training import predict
 
 ROOT = Path(__file__).resolve().parents[2]
 RUNS = ROOT / "book" / "runs"
 ENCODER = "sentence-transformers/all-MiniLM-L6-v2"
 SEEDS = (0, 1, 2)
-
 
 ENCODING = "--freeze-embeddings --lr 3e-4 --batch-size 8 --ema 0.995"
 SCRATCH = "--encoder small --batch-size 8 --ema 0.995"
@@ -65,11 +67,6 @@ def command(name: str, seed: int, out: Path, data: str, encoder: str) -> list[st
 
 def measured(record: dict[str, Any], out: Path, name: str, data: str) -> dict[str, Any]:
     """Time decoding of the test split."""
-    import importlib
-
-    from lib.extraction.corpora import load_corpus
-    from lib.extraction.training import predict
-
     module, _ = MODELS[name.split("-")[1]]
     kind = getattr(importlib.import_module(module), record["model"]["class"])
     corpus = load_corpus(data)

@@ -187,6 +187,7 @@ def one(splits: dict[str, tuple[Example, ...]], variant: str, seed: int) -> dict
     texts = [e.text for e in splits["train"]]
     model = kind.create("small", RELATIONS, texts=texts, **options)
     if not changes.get("tails", True):
+        # It has the two methods of a pointer that a model calls, and is none.
         model.tails = Yes(len(RELATIONS))  # type: ignore[assignment]
     items = {name: model.prepare(examples)[0] for name, examples in splits.items()}
     optimiser = torch.optim.AdamW(model.parameters(), lr=RATE, weight_decay=0.01, fused=True)

@@ -372,6 +372,7 @@ class _Run:
             optimizer.zero_grad()
             if self.average is not None:
                 decay = ema_decay(step + 1, settings.ema)
+                # torch gives this function no types.
                 self.average.multi_avg_fn = get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]
                 self.average.update_parameters(cast(torch.nn.Module, self.model))
             total += loss.detach() * (len(batch) / world)
