@@ -78,6 +78,28 @@ class TestRope:
             for h in range(3):
                 torch.testing.assert_close(turned[b, h], apply_rope(x[b, h]), rtol=0, atol=0)
 
+    def test_any_strides(self):
+        numbers = random(2, 5, 9).flatten()
+        shapes = {  # pairs begin at odd places, or their numbers do not stand side by side
+            "odd offset": numbers[1:81].view(2, 5, 8),
+            "odd rows": numbers[:90].view(2, 5, 9)[..., 1:],
+            "turned over": numbers[:80].view(2, 8, 5).mT,
+            "every other": numbers[:80].view(2, 5, 8)[..., ::2],
+        }
+        for name, x in shapes.items():
+            expected = torch.stack([rope_loop(one) for one in x])
+            assert (apply_rope(x) - expected).abs().max() < 1e-14, name
+
+    def test_compiled_gives_the_same(self):
+        compiled = torch.compile(apply_rope, fullgraph=True, backend="aot_eager")
+        for dtype in (torch.float64, torch.float32, torch.bfloat16):
+            x = random(2, 30, 8).to(dtype).requires_grad_()
+            turned, expected = compiled(x), apply_rope(x)
+            torch.testing.assert_close(turned, expected)
+            weights = random(2, 30, 8).to(dtype)
+            (gradient,) = torch.autograd.grad(turned, x, weights)
+            torch.testing.assert_close(gradient, torch.autograd.grad(expected, x, weights)[0])
+
     def test_no_positions(self):
         assert apply_rope(torch.zeros(2, 0, 4)).shape == (2, 0, 4)
 

@@ -25,6 +25,7 @@ from playwright.sync_api import Page, ViewportSize, sync_playwright
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-sync"]
 AXE = Path(axe_playwright_python.__file__).parent / "axe.min.js"
+PATIENCE = 180_000  # milliseconds; a busy machine takes long over the longest page
 PHONE = ViewportSize(width=390, height=844)
 DESKTOP = ViewportSize(width=1280, height=900)
 
@@ -51,8 +52,10 @@ WIDER = """() => {
 
 
 def settle(page: Page) -> None:
-    """Wait until MathJax, where a page has it, has set every formula."""
-    page.wait_for_load_state("networkidle")
+    """Wait until MathJax, where a page has it, has set every formula.
+
+    The page's `load` event, which `goto` waits for, comes after MathJax's script has run.
+    """
     page.evaluate("() => window.MathJax?.startup?.promise")
 
 
@@ -105,8 +108,11 @@ def check(
         def log_message(self, *args: Any) -> None:
             """Say nothing: a request a line would drown the findings."""
 
+    class Server(http.server.ThreadingHTTPServer):
+        request_queue_size = 128  # the 5 of the library turn connections of a busy page away
+
     handler = functools.partial(Quiet, directory=str(site))
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    server = Server(("127.0.0.1", 0), handler)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     home = f"http://127.0.0.1:{server.server_port}/"
     found: list[str] = []
@@ -125,6 +131,7 @@ def check(
 
         context.route("**/*", gate)
         page = context.new_page()
+        page.set_default_timeout(PATIENCE)
         page.on("console", lambda m: here.extend([f"console: {m.text}"] * (m.type == "error")))
         page.on("pageerror", lambda error: here.append(f"script error: {error}"))
         for name in names:

@@ -9,6 +9,7 @@ score of the row stand at different ends. Both are few, except for input made to
 """
 
 from collections.abc import Callable, Iterator
+from itertools import product
 from math import inf, log, log2
 from typing import Any, NamedTuple
 
@@ -32,6 +33,7 @@ __all__ = [
 ]
 
 _CHUNK_CELLS = 1 << 17  # cells of the float64 buffer: 1 MiB, within a core's cache
+_TILE_ROWS = 128  # under causal; the fewer, the fewer cells below the diagonal are computed
 _FEW_CELLS = 1 << 17  # up to so many cells, filling the tables takes less time than the products do
 _WIDE = torch.float64
 
@@ -160,32 +162,23 @@ class _Factorised(torch.autograd.Function):
         shape = Shape(*start.shape)
         positives = cells_of(lists, shape)
         dtype = _checks.compute_dtype(pair.dtype)
-        keep = keep_cells(shape, mask, causal, pair)
         top = _hide(end, mask).amax(-1, keepdim=True).to(_WIDE)
-        weights = _exp_(_hide(end, mask).to(_WIDE) - finite_top(top)).to(dtype)
+        weights = _exp_(_hide(end, mask) - finite_top(top)).to(dtype)
         ridge = torch.empty(shape.batch, 1, shape.length, dtype=_WIDE, device=pair.device)
-        shared = torch.empty(pair.shape, dtype=dtype, device=pair.device)
         sums = torch.empty(start.shape, dtype=dtype, device=pair.device)
         with no_autocast(pair):
-            for part, wide in _chunks(shape, pair):
-                cells = shared[part]
-                if keep is None:
-                    cells.copy_(pair[part])
-                else:
-                    kept = keep[part] if len(keep) == shape.batch else keep
-                    torch.where(kept, pair[part].to(dtype), cells.new_tensor(-inf), out=cells)
-                tops = cells.amax(-1, keepdim=True)
-                ridge[part] = tops.mT
+            for tile, scores, cells in _tiles(pair, mask, causal):
+                tops = scores.amax(-1, keepdim=True)
+                tile.by_row(ridge).copy_(tops.mT)
                 # In float64 until it is a weight: a difference of 50 in float32 is off by 2e-6.
-                cells.copy_(_exp_(wide.copy_(cells).sub_(finite_top(tops))))
-                torch.bmm(weights[part], cells.mT, out=sums[part])
+                cells.copy_(_exp_(scores.sub_(finite_top(tops))))
+                torch.bmm(tile.by_column(weights), cells.mT, out=tile.by_row(sums))
         if not bool((ridge < inf).all() & (top < inf).all() & (_hide(start, mask) < inf).all()):
             refuse()
 
         bound = _bound(start, mask, ridge, top)
-        rows = sums.to(_WIDE).log().add_(bound)
-        opened = _open(pair, start, end, positives, mask, causal, rows, bound, sums)
-        negatives = _log_sum(rows)
+        rows = sums.to(_WIDE, copy=True).log_().add_(bound)
+        opened, negatives = _open(pair, start, end, positives, mask, causal, rows, bound, sums)
         above = torch.logaddexp(negatives, negatives.new_zeros(()))
 
         minus = -scores_at(pair, start, end, positives)
@@ -194,7 +187,7 @@ class _Factorised(torch.autograd.Function):
         pulls = _exp_(minus - below.view(-1)[key])
 
         ctx.save_for_backward(
-            pair, start, end, mask, lists, shared, weights, rows, ridge, top, above, pulls,
+            pair, start, end, mask, lists, weights, rows, ridge, top, above, pulls,
             *positives, *opened,
         )  # fmt: skip
         ctx.causal = causal
@@ -202,10 +195,10 @@ class _Factorised(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
-        (pair, start, end, mask, lists, shared, weights, rows, ridge, top, above, pulls) = (
-            ctx.saved_tensors[:12]
+        pair, start, end, mask, lists, weights, rows, ridge, top, above, pulls = (
+            ctx.saved_tensors[:11]
         )
-        positives, opened = Cells(*ctx.saved_tensors[12:16]), _Opened(*ctx.saved_tensors[16:])
+        positives, opened = Cells(*ctx.saved_tensors[11:15]), _Opened(*ctx.saved_tensors[15:])
         if torch.is_grad_enabled() or not _checks.values_readable(upstream):
             gradients = _by_autograd(
                 (pair, start, end), lists, mask, ctx.causal, upstream, ctx.needs_input_grad[:3]
@@ -224,12 +217,17 @@ class _Factorised(torch.autograd.Function):
         to_start = _exp_(rows - above).mul_(scale).to(weights.dtype)
         by_row = _exp_(bound.sub_(above)).mul_(scale).to(weights.dtype)
         del bound
-        to_pair, to_end = torch.empty_like(shared), torch.empty_like(weights)
+        to_pair = torch.empty(pair.shape, dtype=weights.dtype, device=pair.device)
+        to_end = torch.empty_like(weights)
         with no_autocast(pair):
-            for part, _ in _chunks(shape, pair, wide=False):
-                cells = shared[part]
-                torch.bmm(by_row[part].mT, weights[part], out=to_pair[part]).mul_(cells)
-                torch.bmm(by_row[part], cells, out=to_end[part])
+            # Weighed again: less work than to fetch what forward would have to store.
+            for tile, scores, cells in _tiles(pair, mask, ctx.causal):
+                cells.copy_(_exp_(scores.sub_(finite_top(tile.by_row(ridge).mT))))
+                factors, ends = tile.by_row(by_row), tile.by_column(to_end)
+                to_pair[tile.part, tile.rows, : tile.left].zero_()
+                torch.bmm(factors.mT, tile.by_column(weights), out=tile.of(to_pair)).mul_(cells)
+                # The first tile of a part has all columns, and sets what the others add to.
+                torch.baddbmm(ends, factors, cells, beta=int(tile.left > 0), out=ends)
         to_end.mul_(weights)
 
         for some, scores in _opened_rows(pair, start, end, mask, ctx.causal, opened):
@@ -264,8 +262,11 @@ def _open(
     rows: Tensor,
     bound: Tensor,
     sums: Tensor,
-) -> _Opened:
-    """Put the exact log-sums of the rows that need it into ``rows``, and say which."""
+) -> tuple[_Opened, Tensor]:
+    """Put the exact log-sums of the rows that need it into ``rows``.
+
+    Return which these are, and the log-sum of each head.
+    """
     shape = Shape(*rows.shape)
     flat = (positives.batch * shape.heads + positives.head) * shape.length + positives.row
     with_positive, hole_row = torch.unique_consecutive(flat, return_inverse=True)
@@ -283,17 +284,18 @@ def _open(
     weak = sums < 2.0 ** (lost + digits)
     weak.view(-1)[with_positive] = False
     gap = -(lost + digits + log2(shape.length)) * log(2)
-    weak &= bound > (_log_sum(rows) + gap).unsqueeze(-1)
+    totals = _log_sum(rows)
+    weak &= bound > (totals + gap).unsqueeze(-1)
     lost_rows = weak.view(-1).nonzero().squeeze(1)
     if len(lost_rows) == 0:
-        return opened
+        return opened, totals
     repaired = _opened(lost_rows, hole_row[:0], positives.column[:0], shape)
     more = torch.empty(len(lost_rows), dtype=_WIDE, device=rows.device)
     for some, scores in _opened_rows(pair, start, end, mask, causal, repaired):
         more[some] = _log_sum(scores)
     rows.view(-1)[lost_rows] = more
     both = torch.cat((with_positive, lost_rows))
-    return _opened(both, hole_row, positives.column, shape)
+    return _opened(both, hole_row, positives.column, shape), _log_sum(rows)
 
 
 def _opened(rows: Tensor, hole_row: Tensor, hole_column: Tensor, shape: Shape) -> _Opened:
@@ -331,23 +333,59 @@ def _opened_rows(
         yield some, scores
 
 
-def _chunks(shape: Shape, like: Tensor, *, wide: bool = True) -> Iterator[tuple[slice, Tensor]]:
-    """Parts of the batch, each with a float64 buffer for its pair scores.
+class _Tile(NamedTuple):
+    """Rows of the tables of some texts, from a column on."""
 
-    On a GPU there is one part: many small kernels would cost more than the memory they save.
+    part: slice
+    rows: slice
+    left: int
+
+    def of(self, tables: Tensor) -> Tensor:
+        """Cells in tables ``(B, L, L)``."""
+        return tables[self.part, self.rows, self.left :]
+
+    def by_row(self, scores: Tensor) -> Tensor:
+        """Entries of the tile's rows in ``(B, H, L)``."""
+        return scores[self.part, :, self.rows]
+
+    def by_column(self, scores: Tensor) -> Tensor:
+        """Entries of the tile's columns in ``(B, H, L)``."""
+        return scores[self.part, :, self.left :]
+
+
+def _tiles(
+    pair: Tensor, mask: Tensor | None, causal: bool
+) -> Iterator[tuple[_Tile, Tensor, Tensor]]:
+    """Cut the pair scores into pieces that fit a core's cache, without what is below the diagonal.
+
+    With each come its scores in float64, -inf where a cell does not count, and a buffer of the
+    dtype of the computation. On a GPU there is one piece: many small kernels would cost more.
     """
-    cells = shape.length**2
-    step = max(1, shape.batch if like.is_cuda else min(shape.batch, _CHUNK_CELLS // cells))
-    size = (step if wide else 0, shape.length, shape.length)
-    buffer = torch.empty(size, dtype=_WIDE, device=like.device)
-    for first in range(0, shape.batch, step):
-        part = slice(first, min(first + step, shape.batch))
-        yield part, buffer[: part.stop - first]
+    batch, length = pair.shape[:2]
+    high = min(_TILE_ROWS, length) if causal and not pair.is_cuda else length
+    step = max(1, batch if pair.is_cuda else min(batch, _CHUNK_CELLS // (high * length)))
+    size = step * high * length
+    wide = torch.empty(size, dtype=_WIDE, device=pair.device)
+    narrow = torch.empty(size, dtype=_checks.compute_dtype(pair.dtype), device=pair.device)
+    below = torch.ones(high, high, dtype=torch.bool, device=pair.device).tril_(-1)
+    for first, top in product(range(0, batch, step), range(0, length, high)):
+        left = top if causal else 0
+        tile = _Tile(slice(first, first + step), slice(top, top + high), left)
+        cells = tile.of(pair)
+        scores, buffer = (flat[: cells.numel()].view(cells.shape) for flat in (wide, narrow))
+        scores.copy_(cells)
+        if causal:
+            rows = cells.shape[1]
+            scores[:, :, :rows].masked_fill_(below[:rows, :rows], -inf)
+        if mask is not None:
+            scores.masked_fill_(~mask[tile.part, tile.rows].unsqueeze(2), -inf)
+            scores.masked_fill_(~mask[tile.part, left:].unsqueeze(1), -inf)
+        yield tile, scores, buffer
 
 
 def _bound(start: Tensor, mask: Tensor | None, ridge: Tensor, top: Tensor) -> Tensor:
     """Return what the scores of each row stay below: ``(B, H, L)``, -inf for one without a cell."""
-    return _hide(start, mask).to(_WIDE) + ridge + top
+    return (_hide(start, mask) + ridge).add_(top)
 
 
 def _hide(scores: Tensor, mask: Tensor | None) -> Tensor:
