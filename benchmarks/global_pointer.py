@@ -73,9 +73,14 @@ def inputs(load: Workload) -> tuple[list[Tensor], Tensor]:
     return [leaf.requires_grad_() for leaf in leaves], positives
 
 
+def scaled_and_turned(query: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
+    """Return what the table that all heads share is a product of."""
+    return apply_rope(query) * HEAD_SIZE**-0.5, apply_rope(key)
+
+
 def pair_scores(query: Tensor, key: Tensor) -> Tensor:
-    """Table that all heads share."""
-    return apply_rope(query) * HEAD_SIZE**-0.5 @ apply_rope(key).mT
+    query, key = scaled_and_turned(query, key)
+    return query @ key.mT
 
 
 def hidden_cells(length: int) -> Tensor:
@@ -103,7 +108,11 @@ def competitors(load: Workload) -> dict[str, Callable[[], object]]:
     def both(loss: Callable[[], Tensor]) -> Callable[[], object]:
         return lambda: torch.autograd.grad(loss(), leaves)
 
-    works = {OURS: both(lambda: factorised_zlpr_loss(*parts(), positives, causal=True))}
+    def ours() -> Tensor:
+        pair = scaled_and_turned(*leaves[:2])
+        return factorised_zlpr_loss(pair, *leaves[2:], positives, causal=True)
+
+    works = {OURS: both(ours)}
     cells = positives[..., 0] * load.length + positives[..., 1]
     cells = cells.masked_fill(positives[..., 0] < 0, -1)
     targets = torch.zeros(load.batch, load.heads, load.length**2)

@@ -80,10 +80,14 @@ def example(heads=3, length=6, dtype=torch.float64, seed=0):
     return parts, positives
 
 
-@pytest.fixture(params=["products", "tables"])
+@pytest.fixture(params=["products", "tiles", "tables"])
 def path(request, monkeypatch):
-    """Few cells are filled, many go through products: what is small enough to test does both."""
-    monkeypatch.setattr(_products, "_FEW_CELLS", 0 if request.param == "products" else 1 << 40)
+    """Few cells are filled, many go through products, and these in tiles: here all at any size."""
+    monkeypatch.setattr(_products, "_FEW_CELLS", 1 << 40 if request.param == "tables" else 0)
+    if request.param == "tiles":
+        monkeypatch.setattr(_products, "_TILE_ROWS", 5)
+        monkeypatch.setattr(_products, "_CHUNK_CELLS", 60)
+    return request.param
 
 
 @pytest.mark.usefixtures("path")
@@ -260,6 +264,176 @@ class TestFactorisedLoss:
             value, gradient = errors(parts, "cuda")
             assert value <= 5e-7, parts.name
             assert gradient <= 5e-6, parts.name
+
+
+@pytest.mark.usefixtures("path")
+class TestQueriesAndKeys:
+    """Pair scores given as what they are products of."""
+
+    def leaves(self, dtype=torch.float64, size=2):
+        generator = torch.Generator().manual_seed(1)
+        (_, start, end), positives = example(dtype=dtype)
+        queries, keys = torch.randn(2, 2, 6, size, generator=generator, dtype=torch.float64)
+        return [queries.to(dtype), keys.to(dtype), start, end], positives
+
+    def loss(self, queries, keys, start, end, *args, **options):
+        return factorised_zlpr_loss((queries, keys), start, end, *args, **options)
+
+    def test_equals_the_float64_reference(self):
+        """Random masks, heads and positives; a float32 product is all that may round."""
+        worst = 0.0
+        for seed, parts in enumerate(hard_parts(900)):
+            size = 1 + seed % 5  # also no smaller than the length: then a table is made
+            generator = torch.Generator().manual_seed(seed)
+            shape = (2, *parts.pair.shape[:2], size)
+            queries, keys = torch.randn(shape, generator=generator) * (0.5, 1.0, 2.0)[seed % 3]
+            finite = [part.nan_to_num(0, 0, 0).clamp(-20, 20) for part in parts.scores()[1:]]
+            leaves = [part.requires_grad_() for part in (queries, keys, *finite)]
+            options = {"mask": parts.mask, "causal": parts.causal, "reduction": "none"}
+            losses = self.loss(*leaves, parts.positives, **options)
+            found = torch.autograd.grad(losses, leaves, upstream(losses))
+
+            wide = [part.detach().double().requires_grad_() for part in leaves]
+            keep = counting(tuple(parts.start.shape), parts.mask, parts.causal)
+            scores = filled(wide[0] @ wide[1].mT, *wide[2:]).masked_fill(~keep, -INF)
+            true = dense_losses(scores, positive_table(keep.shape[:3], parts.positives), keep)
+            expected = torch.autograd.grad(true, wide, upstream(true))
+            assert ((losses.double() - true).abs() <= 1e-6 * true + 1e-30).all(), parts.name
+            largest = max(right.abs().max().item() for right in expected)
+            for gradient, right in zip(found, expected, strict=True):
+                error = (gradient.double() - right).abs().max().item() / max(largest, 1e-30)
+                assert error < 1e-5, (seed, parts.name)
+                worst = max(worst, error)
+        assert worst > 0
+
+    @pytest.mark.parametrize("causal", [True, False])
+    @pytest.mark.parametrize("masked", [True, False])
+    def test_gradcheck(self, causal, masked):
+        parts, positives = self.leaves()
+        mask = torch.tensor([[True] * 6, [False, True, True, True, True, False]])
+        leaves = [part.requires_grad_() for part in parts]
+
+        def loss(*given):
+            options = {"mask": mask if masked else None, "causal": causal, "reduction": "none"}
+            return self.loss(*given, positives, **options)
+
+        assert torch.autograd.gradcheck(loss, leaves)
+        assert torch.autograd.gradgradcheck(loss, leaves)
+        for one in range(4):
+            alone = [leaf.detach().requires_grad_(k == one) for k, leaf in enumerate(leaves)]
+            assert torch.autograd.gradcheck(loss, alone)
+
+    def test_what_is_masked_may_be_anything(self):
+        parts, positives = self.leaves(torch.float32)
+        mask = torch.tensor([[True] * 6, [False, True, True, True, True, False]])
+        expected = self.loss(*parts, positives, mask=mask)
+        parts[0][1, 0], parts[1][1, 5] = math.nan, INF
+        leaves = [part.requires_grad_() for part in parts]
+        loss = self.loss(*leaves, positives, mask=mask)
+        assert loss.item() == expected.item()
+        queries, keys, _, _ = torch.autograd.grad(loss, leaves)
+        assert (queries[1, [0, 5]] == 0).all()
+        assert (keys[1, [0, 5]] == 0).all()
+
+    @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+    def test_half_precision_multiplies_in_float32(self, dtype):
+        parts, positives = self.leaves(dtype)
+        halves = [part.requires_grad_() for part in parts]
+        floats = [half.detach().float().requires_grad_() for half in halves]
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = self.loss(*halves, positives)
+        gradients = torch.autograd.grad(loss, halves)
+        expected = self.loss(*floats, positives)
+        assert loss.dtype == torch.float32
+        assert loss.item() == expected.item()
+        for half, full in zip(gradients, torch.autograd.grad(expected, floats), strict=True):
+            assert torch.equal(half, full.to(dtype))
+
+    def test_transforms_and_compiled_graphs(self):
+        parts, positives = self.leaves()
+        leaves = [part.requires_grad_() for part in parts]
+
+        def loss(*given):
+            return self.loss(*given, positives, causal=True)
+
+        expected = torch.autograd.grad(loss(*leaves), leaves)
+        transformed = torch.func.grad(loss, argnums=(0, 1, 2, 3))(*parts)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")(*leaves)
+        found = torch.autograd.grad(compiled, leaves)
+        for a, b, c in zip(expected, transformed, found, strict=True):
+            torch.testing.assert_close(b, a)
+            torch.testing.assert_close(c, a)
+
+    @pytest.mark.parametrize(
+        ("change", "error", "message"),
+        [
+            (
+                {0: torch.zeros(2, 6)},
+                ValueError,
+                r"queries must have shape \(B, L, d\), got \(2, 6\)",
+            ),
+            ({0: torch.zeros(2, 0, 2)}, ValueError, r"queries must have at least 1 position"),
+            (
+                {1: torch.zeros(2, 6, 3)},
+                ValueError,
+                r"keys must have shape \(2, 6, 2\), got \(2, 6, 3\)",
+            ),
+            ({1: torch.zeros(2, 6, 2).long()}, TypeError, "keys must be a floating-point tensor"),
+            ({1: None}, TypeError, "pair_scores must be a floating-point tensor, got tuple"),
+            ({0: torch.full((2, 6, 2), INF)}, ValueError, r"got inf at queries\[0, 0, 0\]"),
+            ({1: torch.full((2, 6, 2), math.nan)}, ValueError, r"got nan at keys\[0, 0, 0\]"),
+            (
+                {0: torch.full((2, 6, 2), 1e30), 1: torch.full((2, 6, 2), 1e30)},
+                ValueError,
+                r"got inf at pair_scores\[0, 0, 0\]",  # finite factors, too large a product
+            ),
+            ({3: torch.full((2, 3, 6), -INF)}, ValueError, r"finite score.*cell \(0, 2\).*-inf"),
+        ],
+    )
+    def test_errors(self, change, error, message):
+        parts, positives = self.leaves(torch.float32)
+        given = [change.get(place, part) for place, part in enumerate(parts)]
+        with pytest.raises(error, match=message):
+            self.loss(*given, positives)
+
+    def test_three_are_too_many(self):
+        (queries, keys, start, end), positives = self.leaves()
+        with pytest.raises(TypeError, match="floating-point tensor, got tuple"):
+            factorised_zlpr_loss((queries, keys, keys), start, end, positives)
+
+    def test_a_pointer_takes_this_path(self, path):
+        torch.manual_seed(0)
+        pointer = EfficientGlobalPointer(8, 3, 4).double()
+        hidden = torch.randn(2, 6, 8, dtype=torch.float64, requires_grad=True)
+        _, positives = example()
+        mask = torch.tensor([[True] * 6, [True] * 4 + [False] * 2])
+        loss = pointer.loss(hidden, positives, mask)
+        expected = factorised_zlpr_loss(*pointer.parts(hidden), positives, mask=mask, causal=True)
+        torch.testing.assert_close(loss, expected)
+        leaves = [hidden, *pointer.parameters()]
+        pairs = (torch.autograd.grad(value, leaves) for value in (loss, expected))
+        for a, b in zip(*pairs, strict=True):
+            torch.testing.assert_close(a, b)
+
+
+def test_queries_and_keys_are_never_multiplied_out():
+    batch, heads, length = 2, 3, 700
+    torch.manual_seed(0)
+    queries, keys = torch.randn(2, batch, length, 8)
+    start, end = torch.randn(2, batch, heads, length)
+    for part in (queries, keys, start, end):
+        part.requires_grad_()
+    positives = torch.full((batch, heads, 1, 2), 3)
+    table = 4 * batch * length**2
+    for products in (True, False):
+        pair = (queries, keys) if products else queries @ keys.mT
+        with profile(profile_memory=True) as recorded:
+            factorised_zlpr_loss(pair, start, end, positives, causal=True).backward()
+        largest, peak = allocations(recorded)
+        assert (largest < table / 3) == products
+        assert (peak < table) == products
 
 
 def test_factorised_loss_never_holds_a_table_of_all_heads():

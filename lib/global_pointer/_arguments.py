@@ -19,6 +19,7 @@ __all__ = [
     "keep_cells",
     "kind",
     "no_autocast",
+    "refuse_infinite",
     "refuse_positives",
     "refuse_scores",
     "upcast",
@@ -82,23 +83,32 @@ def check_scores(name: str, scores: Tensor, expected: tuple[object, ...], like: 
         raise ValueError(f"{name} must have shape {expected}, got {tuple(scores.shape)}")
 
 
-def check_parts(pair_scores: Tensor, start_scores: Tensor, end_scores: Tensor) -> Shape:
-    """Raise unless the parts fit together: ``(B, L, L)``, ``(B, H, L)``, ``(B, H, L)``."""
-    for name, scores, letters in (
-        ("pair_scores", pair_scores, "(B, L, L)"),
+def check_parts(
+    pair_scores: Tensor, start_scores: Tensor, end_scores: Tensor, keys: Tensor | None = None
+) -> Shape:
+    """Raise unless the parts fit together: ``(B, L, L)``, ``(B, H, L)``, ``(B, H, L)``.
+
+    With keys, the first are queries, both ``(B, L, d)``.
+    """
+    first, letters = ("pair_scores", "(B, L, L)") if keys is None else ("queries", "(B, L, d)")
+    for name, scores, expected in (
+        (first, pair_scores, letters),
         ("start_scores", start_scores, "(B, H, L)"),
     ):
         if not isinstance(scores, Tensor) or not scores.is_floating_point():
             raise TypeError(f"{name} must be a floating-point tensor, got {kind(scores)}")
         if scores.dim() != 3:
-            raise ValueError(f"{name} must have shape {letters}, got {tuple(scores.shape)}")
+            raise ValueError(f"{name} must have shape {expected}, got {tuple(scores.shape)}")
     batch, length = pair_scores.shape[:2]
     if length == 0:
         raise ValueError(
-            f"pair_scores must have at least 1 position, got shape {tuple(pair_scores.shape)}"
+            f"{first} must have at least 1 position, got shape {tuple(pair_scores.shape)}"
         )
     shape = Shape(batch, start_scores.shape[1], length)
-    check_scores("pair_scores", pair_scores, (batch, length, length), pair_scores)
+    if keys is None:
+        check_scores("pair_scores", pair_scores, (batch, length, length), pair_scores)
+    else:
+        check_scores("keys", keys, tuple(pair_scores.shape), pair_scores)
     check_scores("start_scores", start_scores, shape, pair_scores)
     check_scores("end_scores", end_scores, shape, pair_scores)
     return shape
@@ -179,5 +189,19 @@ def refuse_scores(
             at = _checks.first_true(bad)
             raise ValueError(
                 f"{name} must be finite or -inf where they count, got {scores[at].item()} "
+                f"at {name}[{', '.join(map(str, at))}]"
+            )
+
+
+def refuse_infinite(**tensors: Tensor) -> None:
+    """Raise if a tensor holds a value that is not finite. Reads values."""
+    for name, values in tensors.items():
+        if values.numel() == 0:
+            continue
+        least, most = values.aminmax()  # both NaN if one is
+        if not bool((least > -inf) & (most < inf)):
+            at = _checks.first_true(~values.isfinite())
+            raise ValueError(
+                f"{name} must be finite where they count, got {values[at].item()} "
                 f"at {name}[{', '.join(map(str, at))}]"
             )

@@ -10,7 +10,7 @@ score of the row stand at different ends. Both are few, except for input made to
 
 from collections.abc import Callable, Iterator
 from itertools import product
-from math import inf, log, log2
+from math import inf, log, log2, prod
 from typing import Any, NamedTuple
 
 import torch
@@ -22,20 +22,62 @@ from lib.zlpr import sparse_zlpr_loss
 
 __all__ = [
     "Cells",
+    "Pairs",
     "cells_of",
     "gradients",
     "head_losses",
     "log1p_sums",
     "losses_of_tables",
+    "pairs_of",
     "product_losses",
     "scores_at",
     "table_losses",
 ]
 
 _CHUNK_CELLS = 1 << 17  # cells of the float64 buffer: 1 MiB, within a core's cache
-_TILE_ROWS = 128  # under causal; the fewer, the fewer cells below the diagonal are computed
+_TILE_ROWS = 64  # under causal; the fewer, the fewer cells below the diagonal are computed
 _FEW_CELLS = 1 << 17  # up to so many cells, filling the tables takes less time than the products do
 _WIDE = torch.float64
+
+
+class Pairs(NamedTuple):
+    """Pair scores: a table ``(B, L, L)``, or the queries and keys ``(B, L, d)`` that give one."""
+
+    scores: Tensor
+    """The table, or the queries."""
+    keys: Tensor | None = None
+
+    @classmethod
+    def of(cls, pair: "PairScores") -> "Pairs":
+        if isinstance(pair, tuple) and len(pair) == 2 and pair[1] is not None:
+            return cls(*pair)
+        return cls(pair)  # what is no tensor is refused later, by its name
+
+    def table(self) -> Tensor:
+        """Return all of them."""
+        if self.keys is None:
+            return self.scores
+        with no_autocast(self.keys):
+            return self.scores @ self.keys.mT
+
+    def cells(self, batch: Tensor, row: Tensor, column: Tensor) -> Tensor:
+        """Return some, ``(N,)``, in float64."""
+        if self.keys is None:
+            return self.scores[batch, row, column].to(_WIDE)
+        return (self.scores[batch, row].to(_WIDE) * self.keys[batch, column]).sum(-1)
+
+    def rows(self, batch: Tensor, row: Tensor) -> Tensor:
+        """Return those of some rows, ``(N, L)``, in float64."""
+        if self.keys is None:
+            return self.scores[batch, row].to(_WIDE)
+        found = self.scores.new_empty(len(row), self.keys.shape[1], dtype=_WIDE)
+        for text, at in _by_text(batch):
+            keys = self.keys[text].to(_WIDE)
+            torch.mm(self.scores[text, row[at]].to(_WIDE), keys.mT, out=found[at])
+        return found
+
+
+PairScores = Tensor | tuple[Tensor, Tensor]
 
 
 class Cells(NamedTuple):
@@ -56,15 +98,22 @@ def cells_of(positives: Tensor, shape: Shape) -> Cells:
     return Cells(*_divide(table, shape.heads), *_divide(cell, shape.length))
 
 
-def scores_at(pair: Tensor, start: Tensor, end: Tensor, cells: Cells) -> Tensor:
+def pairs_of(queries: Tensor, keys: Tensor, heads: int) -> PairScores:
+    """Return the two where that saves time or memory, else their table."""
+    batch, length, size = queries.shape
+    few = batch * heads * length**2 <= _FEW_CELLS
+    return Pairs(queries, keys).table() if few or length <= size else (queries, keys)
+
+
+def scores_at(pairs: Pairs, start: Tensor, end: Tensor, cells: Cells) -> Tensor:
     """Scores of cells, in float64, where the sum of three float32 numbers is all but exact."""
     batch, head, row, column = cells
-    scores = pair[batch, row, column].to(_WIDE)
+    scores = pairs.cells(batch, row, column)
     return scores.add_(start[batch, head, row]).add_(end[batch, head, column])
 
 
 def head_losses(
-    pair: Tensor,
+    pair: PairScores,
     start: Tensor,
     end: Tensor,
     positives: Tensor,
@@ -77,11 +126,11 @@ def head_losses(
     Few cells are filled, in float64: the number of operations, not that of cells, is then what
     takes time, and float32 sums of three terms would lose the digits that the products keep.
     """
-    dtype = _checks.compute_dtype(pair.dtype)
-    if start.numel() * pair.shape[-1] > _FEW_CELLS:
+    dtype = _checks.compute_dtype(start.dtype)
+    if start.numel() * start.shape[-1] > _FEW_CELLS:
         return product_losses(pair, start, end, positives, mask, causal, refuse)
     refuse()
-    pair, start, end = pair.to(_WIDE), start.to(_WIDE), end.to(_WIDE)
+    pair, start, end = Pairs.of(pair).table().to(_WIDE), start.to(_WIDE), end.to(_WIDE)
     keep = keep_cells(Shape(*start.shape), mask, causal, pair)
     if keep is not None:  # H times fewer cells here than in the tables
         pair = pair.masked_fill(~keep, -inf)
@@ -92,7 +141,7 @@ def head_losses(
 
 
 def product_losses(
-    pair: Tensor,
+    pair: PairScores,
     start: Tensor,
     end: Tensor,
     positives: Tensor,
@@ -101,11 +150,11 @@ def product_losses(
     refuse: Callable[[], None],
 ) -> Tensor:
     """As :func:`head_losses`, from products whatever the number of cells."""
-    return _factorised(pair, start, end, positives, mask, causal, refuse)
+    return _factorised(*Pairs.of(pair), start, end, positives, mask, causal, refuse)
 
 
 def table_losses(
-    pair: Tensor,
+    pair: PairScores,
     start: Tensor,
     end: Tensor,
     positives: Tensor,
@@ -113,7 +162,7 @@ def table_losses(
     causal: bool,
 ) -> Tensor:
     """Loss of each head from filled tables: slow and large, but every transform knows it."""
-    pair, start, end = upcast(pair), upcast(start), upcast(end)
+    pair, start, end = upcast(Pairs.of(pair).table()), upcast(start), upcast(end)
     scores = pair.unsqueeze(1) + start.unsqueeze(3) + end.unsqueeze(2)
     return losses_of_tables(scores, positives, mask, causal)
 
@@ -152,6 +201,7 @@ class _Factorised(torch.autograd.Function):
     def forward(
         ctx: Any,
         pair: Tensor,
+        keys: Tensor | None,
         start: Tensor,
         end: Tensor,
         lists: Tensor,
@@ -159,7 +209,7 @@ class _Factorised(torch.autograd.Function):
         causal: bool,
         refuse: Callable[[], None],
     ) -> Tensor:
-        shape = Shape(*start.shape)
+        shape, pairs = Shape(*start.shape), Pairs(pair, keys)
         positives = cells_of(lists, shape)
         dtype = _checks.compute_dtype(pair.dtype)
         top = _hide(end, mask).amax(-1, keepdim=True).to(_WIDE)
@@ -167,7 +217,7 @@ class _Factorised(torch.autograd.Function):
         ridge = torch.empty(shape.batch, 1, shape.length, dtype=_WIDE, device=pair.device)
         sums = torch.empty(start.shape, dtype=dtype, device=pair.device)
         with no_autocast(pair):
-            for tile, scores, cells in _tiles(pair, mask, causal):
+            for tile, scores, cells in _tiles(pairs, mask, causal):
                 tops = scores.amax(-1, keepdim=True)
                 tile.by_row(ridge).copy_(tops.mT)
                 # In float64 until it is a weight: a difference of 50 in float32 is off by 2e-6.
@@ -178,16 +228,16 @@ class _Factorised(torch.autograd.Function):
 
         bound = _bound(start, mask, ridge, top)
         rows = sums.to(_WIDE, copy=True).log_().add_(bound)
-        opened, negatives = _open(pair, start, end, positives, mask, causal, rows, bound, sums)
+        opened, negatives = _open(pairs, start, end, positives, mask, causal, rows, bound, sums)
         above = torch.logaddexp(negatives, negatives.new_zeros(()))
 
-        minus = -scores_at(pair, start, end, positives)
+        minus = -scores_at(pairs, start, end, positives)
         key = positives.batch * shape.heads + positives.head
         below = log1p_sums(minus, key, above.numel()).view_as(above)
         pulls = _exp_(minus - below.view(-1)[key])
 
         ctx.save_for_backward(
-            pair, start, end, mask, lists, weights, rows, ridge, top, above, pulls,
+            pair, keys, start, end, mask, lists, weights, rows, ridge, top, above, pulls,
             *positives, *opened,
         )  # fmt: skip
         ctx.causal = causal
@@ -195,13 +245,14 @@ class _Factorised(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
-        pair, start, end, mask, lists, weights, rows, ridge, top, above, pulls = (
-            ctx.saved_tensors[:11]
+        pair, keys, start, end, mask, lists, weights, rows, ridge, top, above, pulls = (
+            ctx.saved_tensors[:12]
         )
-        positives, opened = Cells(*ctx.saved_tensors[11:15]), _Opened(*ctx.saved_tensors[15:])
+        positives, opened = Cells(*ctx.saved_tensors[12:16]), _Opened(*ctx.saved_tensors[16:])
+        pairs = Pairs(pair, keys)
         if torch.is_grad_enabled() or not _checks.values_readable(upstream):
             gradients = _by_autograd(
-                (pair, start, end), lists, mask, ctx.causal, upstream, ctx.needs_input_grad[:3]
+                (pairs, start, end), lists, mask, ctx.causal, upstream, ctx.needs_input_grad[:4]
             )
             return (*gradients, None, None, None, None)
         shape = Shape(*start.shape)
@@ -217,35 +268,36 @@ class _Factorised(torch.autograd.Function):
         to_start = _exp_(rows - above).mul_(scale).to(weights.dtype)
         by_row = _exp_(bound.sub_(above)).mul_(scale).to(weights.dtype)
         del bound
-        to_pair = torch.empty(pair.shape, dtype=weights.dtype, device=pair.device)
-        to_end = torch.empty_like(weights)
+        to_pairs, to_end = _PairGradient(pairs), torch.empty_like(weights)
         with no_autocast(pair):
             # Weighed again: less work than to fetch what forward would have to store.
-            for tile, scores, cells in _tiles(pair, mask, ctx.causal):
+            for tile, scores, cells in _tiles(pairs, mask, ctx.causal):
                 cells.copy_(_exp_(scores.sub_(finite_top(tile.by_row(ridge).mT))))
                 factors, ends = tile.by_row(by_row), tile.by_column(to_end)
-                to_pair[tile.part, tile.rows, : tile.left].zero_()
-                torch.bmm(factors.mT, tile.by_column(weights), out=tile.of(to_pair)).mul_(cells)
+                to_pairs.set_tile(tile, factors.mT, tile.by_column(weights), cells)
                 # The first tile of a part has all columns, and sets what the others add to.
                 torch.baddbmm(ends, factors, cells, beta=int(tile.left > 0), out=ends)
-        to_end.mul_(weights)
+            to_end.mul_(weights)
 
-        for some, scores in _opened_rows(pair, start, end, mask, ctx.causal, opened):
-            batch, head, row = (index[some] for index in at)
-            scores.sub_(above[batch, head])
-            cells = _exp_(scores).mul_(scale[batch, head]).to(weights.dtype)
-            to_pair.view(-1, shape.length).index_add_(0, batch * shape.length + row, cells)
-            to_end.view(-1, shape.length).index_add_(0, batch * shape.heads + head, cells)
+            for some, scores in _opened_rows(pairs, start, end, mask, ctx.causal, opened):
+                batch, head, row = (index[some] for index in at)
+                scores.sub_(above[batch, head])
+                cells = _exp_(scores).mul_(scale[batch, head]).to(weights.dtype)
+                to_pairs.add_rows(batch, row, cells)
+                to_end.view(-1, shape.length).index_add_(0, batch * shape.heads + head, cells)
         batch, head, row, column = positives
         pull = pulls.mul(scale[batch, head, 0]).neg_().to(weights.dtype)
         of_head = (batch * shape.heads + head) * shape.length
-        to_pair.view(-1).index_add_(0, (batch * shape.length + row) * shape.length + column, pull)
+        to_pairs.add_cells(batch, row, column, pull)
         to_start.view(-1).index_add_(0, of_head + row, pull)
         to_end.view(-1).index_add_(0, of_head + column, pull)
-        gradients = (
-            gradient.mul_(largest).to(pair.dtype) for gradient in (to_pair, to_start, to_end)
+        return (
+            *(
+                None if gradient is None else gradient.mul_(largest).to(pair.dtype)
+                for gradient in (to_pairs.scores, to_pairs.keys, to_start, to_end)
+            ),
+            *(None, None, None, None),
         )
-        return (*gradients, None, None, None, None)
 
 
 # Function.apply has no type of its own in PyTorch.
@@ -253,7 +305,7 @@ _factorised: Callable[..., Tensor] = _Factorised.apply
 
 
 def _open(
-    pair: Tensor,
+    pairs: Pairs,
     start: Tensor,
     end: Tensor,
     positives: Cells,
@@ -273,7 +325,7 @@ def _open(
     rows.view(-1)[with_positive] = -inf
     opened = _opened(with_positive, hole_row, positives.column, shape)
     logs = torch.empty(len(with_positive), dtype=_WIDE, device=rows.device)
-    for some, scores in _opened_rows(pair, start, end, mask, causal, opened):
+    for some, scores in _opened_rows(pairs, start, end, mask, causal, opened):
         logs[some] = _log_sum(scores)
     rows.view(-1)[with_positive] = logs
 
@@ -291,7 +343,7 @@ def _open(
         return opened, totals
     repaired = _opened(lost_rows, hole_row[:0], positives.column[:0], shape)
     more = torch.empty(len(lost_rows), dtype=_WIDE, device=rows.device)
-    for some, scores in _opened_rows(pair, start, end, mask, causal, repaired):
+    for some, scores in _opened_rows(pairs, start, end, mask, causal, repaired):
         more[some] = _log_sum(scores)
     rows.view(-1)[lost_rows] = more
     both = torch.cat((with_positive, lost_rows))
@@ -308,7 +360,7 @@ def _divide(number: Tensor, by: int) -> tuple[Tensor, Tensor]:
 
 
 def _opened_rows(
-    pair: Tensor,
+    pairs: Pairs,
     start: Tensor,
     end: Tensor,
     mask: Tensor | None,
@@ -316,13 +368,13 @@ def _opened_rows(
     opened: _Opened,
 ) -> Iterator[tuple[slice, Tensor]]:
     """Scores of the opened rows in float64, some at a time; -inf where none counts or positive."""
-    length = pair.shape[-1]
+    length = start.shape[-1]
     step = max(1, _CHUNK_CELLS // length)
-    columns = torch.arange(length, device=pair.device)
+    columns = torch.arange(length, device=start.device)
     for first in range(0, len(opened.row), step):
         some = slice(first, first + step)
         batch, head, row = opened.batch[some], opened.head[some], opened.row[some]
-        scores = pair[batch, row].to(_WIDE)
+        scores = pairs.rows(batch, row)
         scores.add_(start[batch, head, row].unsqueeze(1)).add_(end[batch, head])
         if causal:
             scores.masked_fill_(columns < row.unsqueeze(1), -inf)
@@ -354,33 +406,92 @@ class _Tile(NamedTuple):
 
 
 def _tiles(
-    pair: Tensor, mask: Tensor | None, causal: bool
+    pairs: Pairs, mask: Tensor | None, causal: bool
 ) -> Iterator[tuple[_Tile, Tensor, Tensor]]:
     """Cut the pair scores into pieces that fit a core's cache, without what is below the diagonal.
 
     With each come its scores in float64, -inf where a cell does not count, and a buffer of the
     dtype of the computation. On a GPU there is one piece: many small kernels would cost more.
     """
-    batch, length = pair.shape[:2]
-    high = min(_TILE_ROWS, length) if causal and not pair.is_cuda else length
-    step = max(1, batch if pair.is_cuda else min(batch, _CHUNK_CELLS // (high * length)))
+    like, keys = pairs
+    batch, length = like.shape[:2]
+    high = min(_TILE_ROWS, length) if causal and not like.is_cuda else length
+    step = max(1, batch if like.is_cuda else min(batch, _CHUNK_CELLS // (high * length)))
     size = step * high * length
-    wide = torch.empty(size, dtype=_WIDE, device=pair.device)
-    narrow = torch.empty(size, dtype=_checks.compute_dtype(pair.dtype), device=pair.device)
-    below = torch.ones(high, high, dtype=torch.bool, device=pair.device).tril_(-1)
+    wide = torch.empty(size, dtype=_WIDE, device=like.device)
+    narrow = torch.empty(size, dtype=_checks.compute_dtype(like.dtype), device=like.device)
+    below = torch.ones(high, high, dtype=torch.bool, device=like.device).tril_(-1)
     for first, top in product(range(0, batch, step), range(0, length, high)):
         left = top if causal else 0
-        tile = _Tile(slice(first, first + step), slice(top, top + high), left)
-        cells = tile.of(pair)
-        scores, buffer = (flat[: cells.numel()].view(cells.shape) for flat in (wide, narrow))
-        scores.copy_(cells)
+        tile = _Tile(slice(first, min(first + step, batch)), slice(top, top + high), left)
+        rows = min(high, length - top)
+        of_tile = (tile.part.stop - first, rows, length - left)
+        scores, buffer = (flat[: prod(of_tile)].view(of_tile) for flat in (wide, narrow))
+        if keys is None:
+            scores.copy_(tile.of(like))
+        else:
+            queries = like[tile.part, tile.rows]
+            scores.copy_(torch.bmm(queries, keys[tile.part, left:].mT, out=buffer))
         if causal:
-            rows = cells.shape[1]
             scores[:, :, :rows].masked_fill_(below[:rows, :rows], -inf)
         if mask is not None:
             scores.masked_fill_(~mask[tile.part, tile.rows].unsqueeze(2), -inf)
             scores.masked_fill_(~mask[tile.part, left:].unsqueeze(1), -inf)
         yield tile, scores, buffer
+
+
+class _PairGradient:
+    """Gradient of pair scores, collected; of their queries and keys, where these give them."""
+
+    def __init__(self, pairs: Pairs) -> None:
+        self.pairs = pairs
+        dtype = _checks.compute_dtype(pairs.scores.dtype)
+        self.scores = torch.empty(pairs.scores.shape, dtype=dtype, device=pairs.scores.device)
+        self.keys = None if pairs.keys is None else torch.empty_like(self.scores)
+
+    def set_tile(self, tile: _Tile, left: Tensor, right: Tensor, cells: Tensor) -> None:
+        """``left @ right * cells`` is the gradient of a tile; tiles come in their order."""
+        if self.keys is None or self.pairs.keys is None:
+            self.scores[tile.part, tile.rows, : tile.left].zero_()
+            torch.bmm(left, right, out=tile.of(self.scores)).mul_(cells)
+            return
+        found = torch.bmm(left, right).mul_(cells)
+        keys, queries = self.pairs.keys[tile.part, tile.left :], self.pairs.scores
+        torch.bmm(found, keys, out=self.scores[tile.part, tile.rows])
+        ends = self.keys[tile.part, tile.left :]
+        queries = queries[tile.part, tile.rows]
+        torch.baddbmm(ends, found.mT, queries, beta=int(tile.left > 0), out=ends)
+
+    def add_rows(self, batch: Tensor, row: Tensor, cells: Tensor) -> None:
+        """Add ``cells`` (N, L) to some rows of the tables."""
+        if self.keys is None or self.pairs.keys is None:
+            length = self.scores.shape[1]
+            self.scores.view(-1, length).index_add_(0, batch * length + row, cells)
+            return
+        for text, at in _by_text(batch):
+            queries = self.pairs.scores[text, row[at]]
+            self.scores[text].index_add_(0, row[at], cells[at] @ self.pairs.keys[text])
+            self.keys[text].addmm_(cells[at].mT, queries)
+
+    def add_cells(self, batch: Tensor, row: Tensor, column: Tensor, values: Tensor) -> None:
+        """Add ``values`` (N,) to some cells of the tables."""
+        if self.keys is None or self.pairs.keys is None:
+            flat = (batch * self.scores.shape[1] + row) * self.scores.shape[1] + column
+            self.scores.view(-1).index_add_(0, flat, values)
+            return
+        to_query = values.unsqueeze(1) * self.pairs.keys[batch, column]
+        to_key = values.unsqueeze(1) * self.pairs.scores[batch, row]
+        self.scores.index_put_((batch, row), to_query, accumulate=True)
+        self.keys.index_put_((batch, column), to_key, accumulate=True)
+
+
+def _by_text(batch: Tensor) -> Iterator[tuple[int, slice]]:
+    """Yield the runs of one text among rows that are ordered by it, more or less."""
+    texts, counts = torch.unique_consecutive(batch, return_counts=True)
+    first = 0
+    for text, count in zip(texts.tolist(), counts.tolist(), strict=True):
+        yield text, slice(first, first + count)
+        first += count
 
 
 def _bound(start: Tensor, mask: Tensor | None, ridge: Tensor, top: Tensor) -> Tensor:
@@ -411,7 +522,7 @@ def log1p_sums(terms: Tensor, key: Tensor, groups: int) -> Tensor:
 
 
 def _by_autograd(
-    parts: tuple[Tensor, Tensor, Tensor],
+    parts: tuple[Pairs, Tensor, Tensor],
     positives: Tensor,
     mask: Tensor | None,
     causal: bool,
@@ -420,15 +531,16 @@ def _by_autograd(
 ) -> Iterator[Tensor | None]:
     """Gradients by plain operations; differentiable again where gradients are recorded."""
     with torch.enable_grad():
-        losses = table_losses(*parts, positives, mask, causal)
-    return gradients(losses, parts, upstream, needed)
+        pairs, start, end = parts
+        losses = table_losses(pairs.table(), start, end, positives, mask, causal)
+    return gradients(losses, (*pairs, start, end), upstream, needed)
 
 
 def gradients(
-    losses: Tensor, inputs: tuple[Tensor, ...], upstream: Tensor, needed: tuple[bool, ...]
+    losses: Tensor, inputs: tuple[Tensor | None, ...], upstream: Tensor, needed: tuple[bool, ...]
 ) -> Iterator[Tensor | None]:
     """Gradients of what is ``needed`` of the inputs, with a graph where gradients are recorded."""
-    wanted = [one for one, needs in zip(inputs, needed, strict=True) if needs]
+    wanted = [one for one, needs in zip(inputs, needed, strict=True) if needs and one is not None]
     again = torch.is_grad_enabled()
     found = iter(torch.autograd.grad(losses, wanted, upstream, create_graph=again))
     return (next(found) if needs else None for needs in needed)

@@ -14,15 +14,17 @@ from lib.global_pointer._arguments import (
     check_mask,
     check_parts,
     check_positives,
+    refuse_infinite,
     refuse_positives,
     refuse_scores,
+    upcast,
 )
 
 __all__ = ["factorised_zlpr_loss"]
 
 
 def factorised_zlpr_loss(
-    pair_scores: Tensor,
+    pair_scores: _products.PairScores,
     start_scores: Tensor,
     end_scores: Tensor,
     positives: Tensor,
@@ -55,7 +57,9 @@ def factorised_zlpr_loss(
     ----------
     pair_scores
         A, shape ``(B, L, L)`` with ``L >= 1``, any floating dtype. Finite or :math:`-\infty`; a
-        cell at :math:`-\infty` does not count.
+        cell at :math:`-\infty` does not count. Or what they are products of: a pair of queries and
+        keys, ``(B, L, d)`` each, finite, with :math:`A_{ij} = q_i^\top k_j`. Of long texts this
+        table is then not held either.
     start_scores, end_scores
         b and c, shape ``(B, H, L)``, dtype of `pair_scores`. Finite or :math:`-\infty`; at
         :math:`-\infty` the row or the column of that head does not count.
@@ -120,19 +124,34 @@ def factorised_zlpr_loss(
     >>> [f"{loss:.4f}" for loss in losses[0]]  # log 6 + log 2, log 7
     ['2.4849', '1.9459']
     """
-    shape = check_parts(pair_scores, start_scores, end_scores)
-    check_positives(positives, shape, pair_scores)
-    check_mask(mask, shape, pair_scores)
+    queries, keys = _products.Pairs.of(pair_scores)
+    shape = check_parts(queries, start_scores, end_scores, keys)
+    check_positives(positives, shape, start_scores)
+    check_mask(mask, shape, start_scores)
     if reduction == "mean" and shape.batch * shape.heads == 0:
         raise ValueError(
             "reduction='mean' needs at least 1 head of 1 sample, "
             f"got start_scores of shape {tuple(start_scores.shape)}"
         )
     _checks.check_reduction(reduction, 1)
-    arguments = (pair_scores, start_scores, end_scores, positives, mask, causal)
-    if torch.compiler.is_compiling():
+    compiling = torch.compiler.is_compiling()
+    readable = _checks.values_readable(queries, keys, start_scores, end_scores, positives, mask)
+    pair = pair_scores
+    if keys is not None:
+        if mask is not None:  # whatever stands there must not reach a product, not even times 0
+            hidden = ~mask.unsqueeze(2)
+            queries, keys = queries.masked_fill(hidden, 0), keys.masked_fill(hidden, 0)
+        queries, keys = upcast(queries), upcast(keys)
+        start_scores, end_scores = upcast(start_scores), upcast(end_scores)
+        if readable:
+            refuse_infinite(queries=queries, keys=keys)
+            pair = _products.pairs_of(queries, keys, shape.heads)
+        else:
+            pair = _products.Pairs(queries, keys).table()
+    arguments = (pair, start_scores, end_scores, positives, mask, causal)
+    if compiling:
         losses = _operator(*arguments)
-    elif _checks.values_readable(pair_scores, start_scores, end_scores, positives, mask):
+    elif readable:
         losses = _checked_losses(_products.head_losses, *arguments)
     else:
         losses = _products.table_losses(*arguments)
@@ -141,7 +160,7 @@ def factorised_zlpr_loss(
 
 def _checked_losses(
     head_losses: Callable[..., Tensor],
-    pair: Tensor,
+    pair: _products.PairScores,
     start: Tensor,
     end: Tensor,
     positives: Tensor,
@@ -149,10 +168,10 @@ def _checked_losses(
     causal: bool,
 ) -> Tensor:
     """Loss of each head, or an error that names the first bad value."""
-    refuse_positives(positives, mask, causal, pair.shape[-1])
+    refuse_positives(positives, mask, causal, start.shape[-1])
 
     def refuse() -> None:
-        refuse_scores(pair, start, end, mask, causal)
+        refuse_scores(_products.Pairs.of(pair).table(), start, end, mask, causal)
 
     try:
         losses = head_losses(pair, start, end, positives, mask, causal, refuse)
@@ -164,14 +183,17 @@ def _checked_losses(
     return losses
 
 
-def _refuse_hidden_positive(pair: Tensor, start: Tensor, end: Tensor, positives: Tensor) -> None:
+def _refuse_hidden_positive(
+    pair: _products.PairScores, start: Tensor, end: Tensor, positives: Tensor
+) -> None:
     """Raise if a positive has a score of minus infinity, which makes its loss infinite."""
     cells = _products.cells_of(positives, Shape(*start.shape))
-    scores = _products.scores_at(pair, start, end, cells)
+    pairs = _products.Pairs.of(pair)
+    scores = _products.scores_at(pairs, start, end, cells)
     if bool((scores == -inf).any()):
         at = _checks.first_true(scores == -inf)
         batch, head, row, column = (int(index[at]) for index in cells)
-        terms = [float(pair[batch, row, column]), float(start[batch, head, row])]
+        terms = [float(pairs.table()[batch, row, column]), float(start[batch, head, row])]
         terms.append(float(end[batch, head, column]))
         raise ValueError(
             f"a positive must have a finite score, got cell ({row}, {column}) of "

@@ -332,15 +332,19 @@ class EfficientGlobalPointer(nn.Module):
             If its shape is not ``(B, L, D)``.
         """
         _check_input(hidden, None, self.projection.in_features)
+        (queries, keys), start, end = self._factors(hidden)
+        with no_autocast(hidden):
+            return PointerParts(queries @ keys.mT, start, end)
+
+    def _factors(self, hidden: Tensor) -> tuple[tuple[Tensor, Tensor], Tensor, Tensor]:
+        """Compute the parts with queries and keys in place of their products."""
         projected = upcast(self.projection(hidden))
         with no_autocast(hidden):
             query, key = projected.chunk(2, dim=-1)
-            query, key = _turned(query, key, self.rope)
-            pair = torch.matmul(query, key.transpose(-2, -1))
             layer = self.head_scores
             by_head = F.linear(projected, upcast(layer.weight), upcast(layer.bias)) / 2
             start, end = by_head.transpose(1, 2).chunk(2, dim=1)
-            return PointerParts(pair, start, end)
+            return _turned(query, key, self.rope), start, end
 
     def forward(self, hidden: Tensor, mask: Tensor | None = None) -> Tensor:
         """Fill the tables; arguments, result and errors are those of `GlobalPointer.forward`.
@@ -362,13 +366,13 @@ class EfficientGlobalPointer(nn.Module):
         *,
         reduction: _checks.Reduction = "mean",
     ) -> Tensor:
-        """ZLPR loss of the tables, which are not filled: :func:`factorised_zlpr_loss` of the parts.
+        """ZLPR loss of the tables, which are not filled: that of :func:`factorised_zlpr_loss`.
 
         Arguments and result are those of :meth:`GlobalPointer.loss`.
         """
         _check_input(hidden, mask, self.projection.in_features)
         return factorised_zlpr_loss(
-            *self.parts(hidden), positives, mask=mask, causal=self.causal, reduction=reduction
+            *self._factors(hidden), positives, mask=mask, causal=self.causal, reduction=reduction
         )
 
     @torch.no_grad()

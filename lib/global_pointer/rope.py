@@ -64,14 +64,14 @@ def apply_rope(x: Tensor, *, base: float = 10000.0) -> Tensor:
     planes = torch.arange(0, x.shape[-1], 2, dtype=work, device=x.device)
     positions = torch.arange(x.shape[-2], dtype=work, device=x.device)
     angles = positions[:, None] * base ** (-planes / x.shape[-1])
+    pairs = x.to(work).reshape(*x.shape[:-1], x.shape[-1] // 2, 2)
     if torch.compiler.is_compiling():  # a compiler fuses these lines, and no complex product
-        cos, sin = angles.cos(), angles.sin()
-        even, odd = x[..., 0::2], x[..., 1::2]  # promoted to `work` by cos and sin
+        (even, odd), cos, sin = pairs.unbind(-1), angles.cos(), angles.sin()
         turned = torch.stack((even * cos - odd * sin, even * sin + odd * cos), dim=-1)
         return turned.flatten(-2).to(x.dtype)
-    pairs = x.to(work).unflatten(-1, (-1, 2))
-    # Complex numbers are read where pairs of reals begin.
-    if any(number % 2 for number in (pairs.storage_offset(), *pairs.stride()[:-1])):
+    # To be read as complex numbers, two reals must lie side by side, the first at an even place.
+    *steps, step = pairs.stride()
+    if step != 1 or any(place % 2 for place in (pairs.storage_offset(), *steps)):
         pairs = pairs.clone(memory_format=torch.contiguous_format)
     turns = torch.polar(torch.ones_like(angles), angles)
     turned = torch.view_as_real(torch.view_as_complex(pairs) * turns)

@@ -16,6 +16,7 @@ from lib.global_pointer._arguments import (
     finite_top,
     kind,
     no_autocast,
+    refuse_infinite,
     refuse_positives,
     upcast,
 )
@@ -113,7 +114,7 @@ def streaming_zlpr_loss(
     bias = queries.new_zeros(shape.heads) if bias is None else upcast(bias)
     if _checks.values_readable(queries, keys, bias, positives, mask):
         refuse_positives(positives, mask, causal, shape.length)
-        _refuse_scores(queries, keys, bias)
+        refuse_infinite(queries=queries, keys=keys, bias=bias)
     if _worth_streaming(queries) and _checks.values_readable(queries, keys, bias, positives, mask):
         losses = _streaming(queries, keys, bias, positives, mask, causal)
     else:
@@ -150,19 +151,6 @@ def _check(queries: Tensor, keys: Tensor, bias: Tensor | None) -> Shape:
     if bias is not None and tuple(bias.shape) != (queries.shape[1],):
         raise ValueError(f"bias must have shape ({queries.shape[1]},), got {tuple(bias.shape)}")
     return Shape(*queries.shape[:3])
-
-
-def _refuse_scores(queries: Tensor, keys: Tensor, bias: Tensor) -> None:
-    for name, scores in (("queries", queries), ("keys", keys), ("bias", bias)):
-        if scores.numel() == 0:
-            continue
-        least, most = scores.aminmax()  # both NaN if one is
-        if not bool((least > -inf) & (most < inf)):
-            at = _checks.first_true(~scores.isfinite())
-            raise ValueError(
-                f"{name} must be finite where they count, got {scores[at].item()} "
-                f"at {name}[{', '.join(map(str, at))}]"
-            )
 
 
 def _table_losses(
