@@ -110,9 +110,10 @@ def main(arguments: list[str] | None = None) -> int:
     corpus = options.name.split("-")[0]
     data = corpus if options.data_folder is None else f"{corpus}={options.data_folder / corpus}"
     for seed in options.seeds:
-        out = ROOT / "_build" / "runs" / f"{options.name}-{seed}"
+        out = Path("_build") / "runs" / f"{options.name}-{seed}"  # as the record will name it
         words = command(options.name, seed, out, data, options.encoder)
         program = str(Path(sys.executable).with_name(words[0]))
+        out = ROOT / out
         finished = (out / "record.json").exists()
         subprocess.run([program, *words[1:]], check=True, cwd=ROOT)
         shutil.copy(out / "record.json", RUNS / f"{options.name}-{seed}.json")
