@@ -52,10 +52,8 @@ WIDER = """() => {
 
 
 def settle(page: Page) -> None:
-    """Wait until MathJax, where a page has it, has set every formula.
-
-    The page's `load` event, which `goto` waits for, comes after MathJax's script has run.
-    """
+    """Wait until MathJax, where a page has it, has set every formula, and for a redirection."""
+    page.wait_for_load_state("networkidle")
     page.evaluate("() => window.MathJax?.startup?.promise")
 
 
