@@ -232,7 +232,6 @@ MUTANTS = (
     _pointer("scores.masked_fill_(columns < row.unsqueeze(1), -inf)", "pass"),
     _pointer("(torch.expm1(-top) + rest).log1p_()", "(torch.expm1(-top) + rest + 1).log_()"),
     _pointer("largest = largest.masked_fill(largest == 0, 1)", "pass"),
-    _pointer("sums.to(_WIDE, copy=True).log_()", "sums.to(_WIDE).log_()"),
     _pointer("scores[:, :, :rows].masked_fill_(below[:rows, :rows], -inf)", "pass"),
     _pointer("self.scores[tile.part, tile.rows, : tile.left].zero_()", "pass"),
     _pointer("factors, cells, beta=int(tile.left > 0)", "factors, cells, beta=1"),
