@@ -87,7 +87,6 @@ def path(request, monkeypatch):
     if request.param == "tiles":
         monkeypatch.setattr(_products, "_TILE_ROWS", 5)
         monkeypatch.setattr(_products, "_CHUNK_CELLS", 60)
-    return request.param
 
 
 @pytest.mark.usefixtures("path")
@@ -131,6 +130,22 @@ class TestFactorisedLoss:
             alone = [leaf.detach().requires_grad_(k == one) for k, leaf in enumerate(leaves)]
             assert torch.autograd.gradcheck(loss, alone)
             assert torch.autograd.gradgradcheck(loss, alone)
+
+    @pytest.mark.parametrize("masked", [True, False])
+    def test_any_strides(self, masked):
+        """As a pointer's parts come: two halves of a transposed output."""
+        (pair, start, end), positives = example()
+        both = torch.cat((start, end), 1).mT.contiguous().mT
+        strided = [pair.mT.contiguous().mT, *both.chunk(2, 1)]
+        assert not any(part.is_contiguous() for part in strided)
+        mask = torch.ones(2, 6, dtype=torch.bool) if masked else None
+        found = []
+        for parts in (strided, (pair, start, end)):
+            leaves = [part.detach().requires_grad_() for part in parts]
+            loss = factorised_zlpr_loss(*leaves, positives, mask=mask, causal=True)
+            found.append((loss, *torch.autograd.grad(loss, leaves)))
+        for a, b in zip(*found, strict=True):
+            torch.testing.assert_close(a, b)
 
     def test_float64_input_stays_as_it_is(self):
         parts, positives = example()
@@ -403,7 +418,7 @@ class TestQueriesAndKeys:
         with pytest.raises(TypeError, match="floating-point tensor, got tuple"):
             factorised_zlpr_loss((queries, keys, keys), start, end, positives)
 
-    def test_a_pointer_takes_this_path(self, path):
+    def test_a_pointer_has_the_loss_of_its_parts(self):
         torch.manual_seed(0)
         pointer = EfficientGlobalPointer(8, 3, 4).double()
         hidden = torch.randn(2, 6, 8, dtype=torch.float64, requires_grad=True)
@@ -434,6 +449,11 @@ def test_queries_and_keys_are_never_multiplied_out():
         largest, peak = allocations(recorded)
         assert (largest < table / 3) == products
         assert (peak < table) == products
+    pointer = EfficientGlobalPointer(8, heads, 8)
+    hidden = torch.randn(batch, length, 8)
+    with profile(profile_memory=True) as recorded:
+        pointer.loss(hidden, positives).backward()
+    assert allocations(recorded)[0] < table / 3
 
 
 def test_factorised_loss_never_holds_a_table_of_all_heads():

@@ -49,6 +49,7 @@ class Pairs(NamedTuple):
 
     @classmethod
     def of(cls, pair: "PairScores") -> "Pairs":
+        """Wrap what the public function is given, a table or a pair of queries and keys."""
         if isinstance(pair, tuple) and len(pair) == 2 and pair[1] is not None:
             return cls(*pair)
         return cls(pair)  # what is no tensor is refused later, by its name
@@ -213,7 +214,8 @@ class _Factorised(torch.autograd.Function):
         positives = cells_of(lists, shape)
         dtype = _checks.compute_dtype(pair.dtype)
         top = _hide(end, mask).amax(-1, keepdim=True).to(_WIDE)
-        weights = _exp_(_hide(end, mask) - finite_top(top)).to(dtype)
+        # Of any strides, as the two halves of a linear layer's output are; views need plain ones.
+        weights = _exp_(_hide(end, mask) - finite_top(top)).to(dtype).contiguous()
         ridge = torch.empty(shape.batch, 1, shape.length, dtype=_WIDE, device=pair.device)
         sums = torch.empty(start.shape, dtype=dtype, device=pair.device)
         with no_autocast(pair):
