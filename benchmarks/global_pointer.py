@@ -79,6 +79,7 @@ def scaled_and_turned(query: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def pair_scores(query: Tensor, key: Tensor) -> Tensor:
+    """Table that all heads share."""
     query, key = scaled_and_turned(query, key)
     return query @ key.mT
 

@@ -87,7 +87,8 @@ def factorised_zlpr_loss(
     ValueError
         Shapes or devices disagree; ``reduction`` is unknown; the mean over no head is asked for.
         Values: a positive out of range, half filler, with i > j under `causal`, on a masked cell,
-        or with a score of :math:`-\infty`; a counting score that is NaN or :math:`+\infty`.
+        or with a score of :math:`-\infty`; a counting score that is NaN or :math:`+\infty`; a query
+        or key that counts and is not finite.
 
     Notes
     -----
@@ -104,7 +105,8 @@ def factorised_zlpr_loss(
       time is that of filling the tables, the memory is not.
 
     Where all tables together have few cells (131 072 or less), they are filled, in float64: that is
-    as exact and takes less time.
+    as exact and takes less time. Queries and keys are multiplied out there, and where L ≤ d, as
+    their table then takes no more space than they do.
 
     Derivatives of any order exist. The first costs products; for higher ones, and under
     ``torch.func``, ``make_fx`` and CUDA graph capture, the tables are filled, and there a bad value
