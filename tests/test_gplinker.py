@@ -949,7 +949,7 @@ class TestCreate:
     def test_pooler_is_left_out(self, bert):
         encoder = GPLinker.create(bert, ("r",)).encoder
         assert not any("pooler" in name for name, _ in encoder.named_parameters())
-        again = HuggingFaceEncoder(encoder.model, encoder.tokenizer, None, "has none")
+        again = HuggingFaceEncoder(encoder.model, encoder.tokenizer, "has none")
         assert again.hidden_size == encoder.hidden_size
 
     def test_no_such_encoder(self, tmp_path):
@@ -970,10 +970,10 @@ class TestCreate:
             is_fast = False
 
         with pytest.raises(ValueError, match=r"fast tokenizer.* got Slow for 'name'"):
-            HuggingFaceEncoder(encoder.model, Slow(), None, "name")
+            HuggingFaceEncoder(encoder.model, Slow(), "name")
         encoder.model.config.is_encoder_decoder = True
         with pytest.raises(ValueError, match="encoder alone, got 'name', which has a decoder"):
-            HuggingFaceEncoder(encoder.model, encoder.tokenizer, None, "name")
+            HuggingFaceEncoder(encoder.model, encoder.tokenizer, "name")
 
     def test_weights_come_from_safetensors_only(self, bert, tmp_path):
         folder = tmp_path / "pickled"

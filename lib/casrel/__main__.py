@@ -34,6 +34,11 @@ main = extractor_commands(
             default=None,
             help="Whether word embeddings stay as they are.",
         ),
+        click.Option(
+            ["--word-shapes/--no-word-shapes"],
+            default=None,
+            help="Whether an encoder in lower case is told which words are capitalised.",
+        ),
         click.Option(["--max-length"], type=click.IntRange(3), help="Most tokens per text."),
     ],
 )

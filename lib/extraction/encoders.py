@@ -66,12 +66,51 @@ class Encoder(nn.Module, ABC):
         """Write tokenizer and configuration, not the weights."""
 
 
+SHAPES = ("", "x", "Xx", "X", "XX", "xX", "0", "x0", ".", "?")
+"""Word shapes; the first one is that of special tokens."""
+
+
+def word_shape(word: str) -> str:
+    """Name the shape of a word, which a name keeps when the word itself was never seen.
+
+    Examples
+    --------
+    >>> [word_shape(word) for word in ("wrote", "Ada", "A", "NATO", "iPad", "1843", "B2", ",")]
+    ['x', 'Xx', 'X', 'XX', 'xX', '0', 'x0', '.']
+    """
+    if word.isdigit():
+        return "0"
+    if any(c.isdigit() for c in word):
+        return "x0"
+    if not any(c.isalpha() for c in word):
+        return "."
+    if word.islower():
+        return "x"
+    if word.isupper():
+        return "X" if len(word) == 1 else "XX"
+    if word[0].isupper() and word[1:].islower():
+        return "Xx"
+    return "xX" if any(c.isupper() for c in word) else "?"  # scripts without case
+
+
 class HuggingFaceEncoder(Encoder):
-    """A pretrained encoder of the `transformers` library with its fast tokenizer."""
+    """A pretrained encoder of the `transformers` library with its fast tokenizer.
+
+    With `word_shapes` a vector of the word's shape, zero at first, is added to each token's word
+    vector. That gives back what a tokenizer in lower case takes away: which words are names.
+    """
 
     kind = "transformers"
 
-    def __init__(self, model: Any, tokenizer: Any, max_length: int | None, name: str) -> None:
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: Any,
+        name: str,
+        *,
+        max_length: int | None = None,
+        word_shapes: bool = False,
+    ) -> None:
         super().__init__()
         if model.config.is_encoder_decoder:
             raise ValueError(
@@ -105,15 +144,20 @@ class HuggingFaceEncoder(Encoder):
         names = [n for n in tokenizer.model_input_names if n != "attention_mask"]
         fill = {"input_ids": tokenizer.pad_token_id or 0}
         self.padding = {name: fill.get(name, 0) for name in names}
+        self.shapes = nn.Embedding(len(SHAPES), self.hidden_size) if word_shapes else None
+        if self.shapes is not None:
+            self.padding["shapes"] = 0
+            nn.init.zeros_(self.shapes.weight)  # it starts as the encoder that was pretrained
 
     @classmethod
-    def create(cls, name: str, *, max_length: int | None = None) -> Self:
+    def create(cls, name: str, *, max_length: int | None = None, word_shapes: bool = False) -> Self:
         """Fetch an encoder by its name on the hub or from a folder."""
         from transformers import AutoModel, AutoTokenizer
 
         # transformers keeps the type of the stored weights; half precision is no type to train.
         model = AutoModel.from_pretrained(name, use_safetensors=True, dtype=torch.float32)
-        return cls(model, AutoTokenizer.from_pretrained(name), max_length, name)
+        tokenizer = AutoTokenizer.from_pretrained(name)
+        return cls(model, tokenizer, name, max_length=max_length, word_shapes=word_shapes)
 
     @classmethod
     def load(cls, folder: Path, description: Mapping[str, Any]) -> Self:
@@ -123,24 +167,27 @@ class HuggingFaceEncoder(Encoder):
         build: Callable[[Any], nn.Module] = AutoModel.from_config
         model = build(AutoConfig.from_pretrained(folder, dtype=torch.float32))
         tokenizer = AutoTokenizer.from_pretrained(folder)
-        return cls(model, tokenizer, description["max_length"], str(folder))
+        return cls(model, tokenizer, str(folder), **description)
 
     def tokenise(self, texts: Sequence[str]) -> list[Tokens]:
         """Cut each text into at most ``max_length`` tokens, special ones included."""
         if not texts:
             return []
         encoded = self.tokenizer(list(texts), truncation=True, max_length=self.max_length)
-        return [
-            Tokens(
-                {name: tuple(encoded[name][i]) for name in self.padding},
-                trim_offsets(text, _visible(encoded.encodings[i])),
-                bool(encoded.encodings[i].overflowing),
-            )
-            for i, text in enumerate(texts)
-        ]
+        cut = []
+        for i, (text, encoding) in enumerate(zip(texts, encoded.encodings, strict=True)):
+            offsets = trim_offsets(text, _visible(encoding))
+            inputs = {name: tuple(encoded[name][i]) for name in self.padding if name != "shapes"}
+            if self.shapes is not None:
+                inputs["shapes"] = _shapes_of_words(text, offsets, encoding.word_ids)
+            cut.append(Tokens(inputs, offsets, bool(encoding.overflowing)))
+        return cut
 
     def forward(self, *, attention_mask: Tensor, **inputs: Tensor) -> Tensor:
         """Return the states ``(B, L, D)`` of the last layer."""
+        if self.shapes is not None:
+            words = self.model.get_input_embeddings()(inputs.pop("input_ids"))
+            inputs["inputs_embeds"] = words + self.shapes(inputs.pop("shapes"))
         states = self.model(attention_mask=attention_mask, **inputs).last_hidden_state
         assert isinstance(states, Tensor)
         return states
@@ -153,7 +200,7 @@ class HuggingFaceEncoder(Encoder):
 
     def describe(self) -> dict[str, Any]:
         """Return what `load` needs beside the files, as JSON."""
-        return {"max_length": self.max_length}
+        return {"max_length": self.max_length, "word_shapes": self.shapes is not None}
 
     def save_files(self, folder: Path) -> None:
         """Write tokenizer and configuration, not the weights."""
@@ -173,33 +220,7 @@ class SmallOptions:
     max_length: int = DEFAULT_MAX_LENGTH
 
 
-SHAPES = ("", "x", "Xx", "X", "XX", "xX", "0", "x0", ".", "?")
-"""Word shapes; the first one is that of special tokens."""
-
 AFFIX_BUCKETS = 1024
-
-
-def word_shape(word: str) -> str:
-    """Name the shape of a word, which a name keeps when the word itself was never seen.
-
-    Examples
-    --------
-    >>> [word_shape(word) for word in ("wrote", "Ada", "A", "NATO", "iPad", "1843", "B2", ",")]
-    ['x', 'Xx', 'X', 'XX', 'xX', '0', 'x0', '.']
-    """
-    if word.isdigit():
-        return "0"
-    if any(c.isdigit() for c in word):
-        return "x0"
-    if not any(c.isalpha() for c in word):
-        return "."
-    if word.islower():
-        return "x"
-    if word.isupper():
-        return "X" if len(word) == 1 else "XX"
-    if word[0].isupper() and word[1:].islower():
-        return "Xx"
-    return "xX" if any(c.isupper() for c in word) else "?"  # scripts without case
 
 
 class SmallEncoder(Encoder):
@@ -332,6 +353,19 @@ def _visible(encoding: Any) -> list[tuple[int, int]]:
     """Return the offsets of an encoding, (0, 0) where the tokenizer added a token."""
     pairs = zip(encoding.offsets, encoding.special_tokens_mask, strict=True)
     return [(0, 0) if special else offset for offset, special in pairs]
+
+
+def _shapes_of_words(
+    text: str, offsets: Sequence[tuple[int, int]], words: Sequence[int | None]
+) -> tuple[int, ...]:
+    """Return for each token the shape of the word that it is a piece of, 0 for none."""
+    ends: dict[int, tuple[int, int]] = {}
+    for word, (start, end) in zip(words, offsets, strict=True):
+        if word is not None and start < end:
+            first, last = ends.get(word, (start, end))
+            ends[word] = min(first, start), max(last, end)
+    found = {word: SHAPES.index(word_shape(text[start:end])) for word, (start, end) in ends.items()}
+    return tuple(0 if word is None else found.get(word, 0) for word in words)
 
 
 def _ending(word: str) -> int:

@@ -154,9 +154,9 @@ class ExtractionModel(nn.Module, ABC):
             _refuse(options, "small")
             made = SmallEncoder.create(texts, small_options, **extra)
         else:
-            max_length = options.pop("max_length", None)
+            known = {n: options.pop(n) for n in ("max_length", "word_shapes") if n in options}
             _refuse(options, encoder)
-            made = HuggingFaceEncoder.create(encoder, max_length=max_length)
+            made = HuggingFaceEncoder.create(encoder, **known)
         return cls(made, relations, own)
 
     def prepare(self, examples: Sequence[Example]) -> tuple[list[Item], Counter[str]]:
