@@ -952,6 +952,56 @@ class TestCreate:
         again = HuggingFaceEncoder(encoder.model, encoder.tokenizer, "has none")
         assert again.hidden_size == encoder.hidden_size
 
+    def test_word_shapes_start_as_the_pretrained_encoder(self, bert):
+        plain = GPLinker.create(bert, ("r",)).encoder.eval()
+        shaped = GPLinker.create(bert, ("r",), word_shapes=True).encoder.eval()
+        (tokens,) = shaped.tokenise(["Ada likes FOODS."])
+        inputs = {name: torch.tensor([ids]) for name, ids in tokens.inputs.items()}
+        mask = torch.ones_like(inputs["input_ids"])
+        seen = shaped(attention_mask=mask, **inputs)
+        del inputs["shapes"]
+        assert torch.equal(seen, plain(attention_mask=mask, **inputs))
+
+    def test_word_shapes_are_those_of_whole_words(self, bert):
+        encoder = GPLinker.create(bert, ("r",), word_shapes=True).encoder
+        (tokens,) = encoder.tokenise(["Ada FOODS foods 😀 3."])
+        words = ["", "Xx", "XX", "XX", "x", "x", ".", "0", ".", ""]  # FOODS is food and ##s
+        assert [SHAPES[i] for i in tokens.inputs["shapes"]] == words
+
+    def test_word_shapes_tell_cases_apart(self, bert):
+        def states(encoder, text):
+            (tokens,) = encoder.tokenise([text])
+            inputs = {name: torch.tensor([ids]) for name, ids in tokens.inputs.items()}
+            return encoder(attention_mask=torch.ones_like(inputs["input_ids"]), **inputs)
+
+        plain = GPLinker.create(bert, ("r",)).encoder.eval()
+        assert torch.equal(states(plain, "Ada runs"), states(plain, "ada runs"))
+        shaped = GPLinker.create(bert, ("r",), word_shapes=True).encoder.eval()
+        states(shaped, "Ada runs").square().sum().backward()
+        moved = shaped.shapes.weight.grad.abs().sum(1) > 0
+        assert [SHAPES[i] for i in moved.nonzero()[:, 0]] == ["", "x", "Xx"]
+        torch.nn.init.normal_(shaped.shapes.weight)
+        assert not torch.allclose(states(shaped, "Ada runs"), states(shaped, "ada runs"))
+
+    def test_word_shapes_are_saved(self, bert, tmp_path):
+        model = GPLinker.create(bert, ("wrote", "lives in", "runs"), word_shapes=True).eval()
+        torch.nn.init.normal_(model.encoder.shapes.weight)
+        model.save(tmp_path / "model")
+        again = GPLinker.load(tmp_path / "model")
+        batch = model.collate(model.prepare(EIGHT)[0])
+        assert torch.equal(model(**batch), again(**again.collate(again.prepare(EIGHT)[0])))
+        # A folder written before there was the option does not name it.
+        plain = GPLinker.create(bert, ("wrote",))
+        plain.save(tmp_path / "plain")
+        config = json.loads((tmp_path / "plain" / "config.json").read_text("utf-8"))
+        assert config["encoder"].pop("word_shapes") is False
+        (tmp_path / "plain" / "config.json").write_text(json.dumps(config), "utf-8")
+        assert GPLinker.load(tmp_path / "plain").encoder.shapes is None
+
+    def test_word_shapes_are_for_pretrained_encoders(self):
+        with pytest.raises(TypeError, match="not known for encoder 'small': word_shapes"):
+            small(word_shapes=True)
+
     def test_no_such_encoder(self, tmp_path):
         (tmp_path / "empty").mkdir()
         with pytest.raises((OSError, ValueError), match="empty"):

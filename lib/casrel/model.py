@@ -186,7 +186,9 @@ class CasRel(ExtractionModel):
             ``subject_thresholds`` ((0.5, 0.5): the probabilities that starts and ends of subjects
             must exceed; 0.6 and 0.5 are the published ones), ``freeze_embeddings`` (False: word
             embeddings are trained too), ``max_length`` (tokens per text; 256, or the encoder's
-            limit if that is lower). For ``"small"`` also ``hidden_size`` (192), ``layers`` (2),
+            limit if that is lower). For a pretrained encoder also ``word_shapes`` (False; True
+            adds what its tokenizer may hide: whether a word is capitalised, in capitals or has
+            digits). For ``"small"`` also ``hidden_size`` (192), ``layers`` (2),
             ``attention_heads`` (6), ``dropout`` (0.1), ``word_dropout`` (0.1), ``min_count`` (2,
             the occurrences that a word of the vocabulary needs).
 

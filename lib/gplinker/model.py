@@ -115,10 +115,12 @@ class GPLinker(ExtractionModel):
             (−8, see :class:`lib.global_pointer.GlobalPointer`; None for none), ``link_rope``
             (True), ``r_drop`` (0; above 0 each training step passes its texts twice and is charged
             for the difference), ``freeze_embeddings`` (False: word embeddings are trained too),
-            ``max_length`` (tokens per text; 256, or the encoder's limit if that is lower). For
-            ``"small"`` also ``hidden_size`` (192), ``layers`` (2), ``attention_heads`` (6),
-            ``dropout`` (0.1), ``word_dropout`` (0.1), ``min_count`` (2, the occurrences that a
-            word of the vocabulary needs).
+            ``max_length`` (tokens per text; 256, or the encoder's limit if that is lower). For a
+            pretrained encoder also ``word_shapes`` (False; True adds what its tokenizer may hide:
+            whether a word is capitalised, in capitals or has digits). For ``"small"`` also
+            ``hidden_size`` (192), ``layers`` (2), ``attention_heads`` (6), ``dropout`` (0.1),
+            ``word_dropout`` (0.1), ``min_count`` (2, the occurrences that a word of the vocabulary
+            needs).
 
         Returns
         -------

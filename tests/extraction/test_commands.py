@@ -168,7 +168,13 @@ def test_rates_default_to_what_suits_the_encoder(monkeypatch, data, tmp_path):
 def test_gplinker_has_the_commands_and_its_options():
     result = CliRunner().invoke(gplinker, ["train", "--help"])
     assert result.exit_code == 0
-    for option in ("--pointer", "--head-size", "--link-rope", "--freeze-embeddings"):
+    for option in (
+        "--pointer",
+        "--head-size",
+        "--link-rope",
+        "--freeze-embeddings",
+        "--word-shapes",
+    ):
         assert option in result.stdout
 
 
