@@ -159,6 +159,11 @@ class TestSampling:
             sample_subject([(0, 1)], "all")
         with pytest.raises(ValueError, match="subjects: expected at least one subject, got none"):
             sample_subject([])
+        for rule in ("uniform", "published"):
+            with pytest.raises(ValueError, match=r"0 <= start <= end, got \(5, 3\)"):
+                sample_subject([(0, 1), (5, 3)], rule)
+            with pytest.raises(ValueError, match=r"all different, got \(0, 1\) twice"):
+                sample_subject([(0, 1), (0, 1)], rule)
         with pytest.raises(ValueError, match=r"rule: expected 'all', .* got 'some'"):
             choose_subjects([[]], "some")
 

@@ -143,8 +143,8 @@ class CasRel(ExtractionModel):
     the encoder's last one instead of replacing it.
 
     Spans are read by pairing each start with the nearest end. So two subjects of one text that
-    share their first token, or one that holds the end of another, cannot both be found, nor can
-    such objects of one subject and one relation.
+    share their first token, or of which one holds the other's end before its own, cannot both be
+    found, nor can such objects of one subject and one relation.
     """
 
     options_class: ClassVar[type[ModelOptions]] = TaggingOptions

@@ -6,6 +6,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from lib.casrel.tagging import check_subjects
 from lib.extraction.alignment import TokenTriple
 
 __all__ = ["Sampling", "choose_subjects", "object_tags", "sample_subject", "subject_tags"]
@@ -44,7 +45,8 @@ def sample_subject(
     Raises
     ------
     ValueError
-        If there is no subject or the rule is unknown.
+        If there is no subject, one ends before its start or is given twice, or the rule is
+        unknown.
 
     Notes
     -----
@@ -59,6 +61,7 @@ def sample_subject(
         raise ValueError(f"rule: expected 'uniform' or 'published', got {rule!r}")
     if not subjects:
         raise ValueError("subjects: expected at least one subject, got none")
+    check_subjects(subjects)
     head, tail = subjects[_below(len(subjects), generator)]
     if rule == "published":
         tails = [other for _, other in subjects if other >= head]

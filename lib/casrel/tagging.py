@@ -221,8 +221,8 @@ def half_pointer_loss(
     power
         The exponent of the link; the article has 2 for subjects and 4 for objects.
     mask
-        Bool ``(B, L)``, True for tokens that count. Their tags may then be anything elsewhere,
-        but not 1.
+        Bool ``(B, L)``, True for tokens that count. On the others logits may hold anything,
+        targets must be 0, and loss and gradient are exactly 0.
     reduction
         ``"none"`` gives one loss per token; ``"mean"`` is over the tokens that count, so that long
         texts weigh more; ``"sum"`` is over them too.
@@ -361,13 +361,7 @@ def subject_distribution(
     """
     if rule not in ("published", "uniform"):
         raise ValueError(f"rule must be 'published' or 'uniform', got {rule!r}")
-    seen: set[Span] = set()
-    for start, end in subjects:
-        if not 0 <= start <= end:
-            raise ValueError(f"a subject needs 0 <= start <= end, got ({start}, {end})")
-        if (start, end) in seen:
-            raise ValueError(f"subjects must be all different, got ({start}, {end}) twice")
-        seen.add((start, end))
+    check_subjects(subjects)
     drawn: dict[Span, Fraction] = {}
     for start, end in subjects:
         later = [other for _, other in subjects if other >= start]
@@ -375,6 +369,17 @@ def subject_distribution(
         for pair in pairs:
             drawn[pair] = drawn.get(pair, Fraction(0)) + Fraction(1, len(subjects) * len(pairs))
     return dict(sorted(drawn.items()))
+
+
+def check_subjects(subjects: Iterable[Span]) -> None:
+    """Refuse what is no list of different spans."""
+    seen: set[Span] = set()
+    for start, end in subjects:
+        if not 0 <= start <= end:
+            raise ValueError(f"a subject needs 0 <= start <= end, got ({start}, {end})")
+        if (start, end) in seen:
+            raise ValueError(f"subjects must be all different, got ({start}, {end}) twice")
+        seen.add((start, end))
 
 
 def conditional_layer_norm(

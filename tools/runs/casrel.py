@@ -130,6 +130,8 @@ def one_run(work: tuple[int, tuple[str, tuple[float, float], bool]]) -> dict[str
         "unaligned": unaligned.total(),
         "dev_f1": curve,
         "test": scores,
+        "gold": sum(len(set(example.triples)) for example in test),
+        "predicted": sum(map(len, found)),
         "spurious_subjects": spurious,
         "places": by_place(test, found),
     }
