@@ -1334,8 +1334,8 @@ def test_disjoint_spans_fulfil_the_condition(subjects):
     "nearest-end",
     source=BERT4KERAS,
     theirs="Pairs each start with the nearest end; CasRel's paper calls it the nearest principle.",
-    ours="Exact only if no span holds the end of another before its own. Spans nested with different "
-    "starts and ends are corrupted: a wrong span appears and the right one is missing.",
+    ours="Exact only if no span holds the end of another before its own. Spans nested with "
+    "different starts and ends are corrupted: a wrong span appears and the right one is missing.",
 )
 def test_nesting_is_corrupted(form, check):
     check.equal(form, set(nearest_end_spans(*pair_of({(0, 5), (2, 3)}))))

@@ -33,8 +33,9 @@ ENCODING = "--lr 3e-4 --batch-size 8 --ema 0.995"
 SCRATCH = "--encoder small --batch-size 8 --ema 0.995"
 # Options for all models of a corpus. Rates, epochs and average were chosen on the dev split of
 # CoNLL04 and kept for the others; that its few sentences should leave the embeddings alone, with
-# three seeds. Its entities are names, and the encoder reads lower case only: word shapes tell it. No Chinese encoder of this size is at hand: DuIE is read by characters from scratch,
-# as a demonstration.
+# three seeds. Its entities are names, and the encoder reads lower case only: word shapes tell it.
+# No Chinese encoder of this size is at hand: DuIE is read by characters from scratch, as a
+# demonstration.
 CORPORA = {
     "conll04": f"--freeze-embeddings --word-shapes {ENCODING} --epochs 12 --patience 20",
     "webnlg": f"{ENCODING} --epochs 12 --patience 20",
