@@ -8,10 +8,12 @@ import shutil
 from pathlib import Path
 
 import pytest
+import tokenizers
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch.profiler import profile
+from transformers import AlbertConfig, AlbertModel, AutoTokenizer, PreTrainedTokenizerFast
 
 from lib.divergence import zlpr_divergence
 from lib.extraction import folders
@@ -962,11 +964,54 @@ class TestCreate:
         del inputs["shapes"]
         assert torch.equal(seen, plain(attention_mask=mask, **inputs))
 
-    def test_word_shapes_are_those_of_whole_words(self, bert):
+    @pytest.mark.parametrize("kind", ["wordpiece", "metaspace", "whole text"])
+    def test_word_shapes_are_those_of_the_words_of_the_text(self, bert, kind):
         encoder = GPLinker.create(bert, ("r",), word_shapes=True).encoder
-        (tokens,) = encoder.tokenise(["Ada FOODS foods 😀 3."])
-        words = ["", "Xx", "XX", "XX", "x", "x", ".", "0", ".", ""]  # FOODS is food and ##s
-        assert [SHAPES[i] for i in tokens.inputs["shapes"]] == words
+        if kind != "wordpiece":  # what the words of a sentence-piece tokenizer are, and of none
+            pieces = {piece: i for i, piece in enumerate(["[UNK]", *"▁ (AdaFOSfos😀3."])}
+            raw = tokenizers.Tokenizer(tokenizers.models.BPE(pieces, [], unk_token="[UNK]"))
+            if kind == "metaspace":
+                raw.pre_tokenizer = tokenizers.pre_tokenizers.Metaspace()
+            encoder.tokenizer = PreTrainedTokenizerFast(tokenizer_object=raw)
+            encoder.padding = {"input_ids": 0, "shapes": 0}
+        text = "(Ada FOODS foods 😀 3."
+        (tokens,) = encoder.tokenise([text])
+        where = {"(": ".", "Ada": "Xx", "FOODS": "XX", "foods": "x", "😀": ".", "3": "0", ".": "."}
+        seen = set()
+        for (start, end), shape in zip(tokens.offsets, tokens.inputs["shapes"], strict=True):
+            if start == end:
+                assert SHAPES[shape] == ""
+                continue
+            word = next(w for w in where if text.index(w) <= start < text.index(w) + len(w))
+            assert SHAPES[shape] == where[word]
+            seen.add(word)
+        assert seen == set(where)
+
+    def test_word_shapes_are_as_wide_as_the_word_vectors(self, bert, tmp_path):
+        tokenizer = AutoTokenizer.from_pretrained(bert)
+        config = AlbertConfig(
+            vocab_size=len(tokenizer),
+            embedding_size=8,
+            hidden_size=16,
+            num_attention_heads=2,
+            intermediate_size=32,
+            num_hidden_layers=1,
+            max_position_embeddings=48,
+        )
+        AlbertModel(config).save_pretrained(tmp_path)
+        tokenizer.save_pretrained(tmp_path)
+        model = GPLinker.create(str(tmp_path), ("wrote", "lives in", "runs"), word_shapes=True)
+        model(**model.collate(model.prepare(EIGHT)[0])).backward()
+        assert model.encoder.shapes.weight.shape == (len(SHAPES), 8)
+        assert model.encoder.shapes.weight.grad.abs().max() > 0
+
+    def test_word_shapes_learn_at_the_rate_of_the_heads(self, bert):
+        model = GPLinker.create(bert, ("r",), word_shapes=True)
+        groups = model.parameter_groups(1e-5, 1e-3, 0.01)
+        rates = [
+            g["lr"] for g in groups if any(p is model.encoder.shapes.weight for p in g["params"])
+        ]
+        assert rates == [1e-3]
 
     def test_word_shapes_tell_cases_apart(self, bert):
         def states(encoder, text):

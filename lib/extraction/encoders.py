@@ -6,6 +6,7 @@ their word embeddings, describe themselves, and write and read their files.
 
 import zlib
 from abc import ABC, abstractmethod
+from bisect import bisect_right
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -57,6 +58,10 @@ class Encoder(nn.Module, ABC):
     def word_embeddings(self) -> Tensor:
         """Return the table of word vectors."""
 
+    def new_parameters(self) -> list[nn.Parameter]:
+        """Return what was not pretrained in an encoder that otherwise was."""
+        return []
+
     @abstractmethod
     def describe(self) -> dict[str, Any]:
         """Return what `load` needs beside the files, as JSON."""
@@ -68,6 +73,8 @@ class Encoder(nn.Module, ABC):
 
 SHAPES = ("", "x", "Xx", "X", "XX", "xX", "0", "x0", ".", "?")
 """Word shapes; the first one is that of special tokens."""
+
+_WORDS = pre_tokenizers.BertPreTokenizer()
 
 
 def word_shape(word: str) -> str:
@@ -144,7 +151,9 @@ class HuggingFaceEncoder(Encoder):
         names = [n for n in tokenizer.model_input_names if n != "attention_mask"]
         fill = {"input_ids": tokenizer.pad_token_id or 0}
         self.padding = {name: fill.get(name, 0) for name in names}
-        self.shapes = nn.Embedding(len(SHAPES), self.hidden_size) if word_shapes else None
+        # As wide as the word vectors, which in some models are narrower than the states.
+        width = model.get_input_embeddings().embedding_dim
+        self.shapes = nn.Embedding(len(SHAPES), width) if word_shapes else None
         if self.shapes is not None:
             self.padding["shapes"] = 0
             nn.init.zeros_(self.shapes.weight)  # it starts as the encoder that was pretrained
@@ -179,7 +188,7 @@ class HuggingFaceEncoder(Encoder):
             offsets = trim_offsets(text, _visible(encoding))
             inputs = {name: tuple(encoded[name][i]) for name in self.padding if name != "shapes"}
             if self.shapes is not None:
-                inputs["shapes"] = _shapes_of_words(text, offsets, encoding.word_ids)
+                inputs["shapes"] = _shapes_of_words(text, offsets)
             cut.append(Tokens(inputs, offsets, bool(encoding.overflowing)))
         return cut
 
@@ -197,6 +206,10 @@ class HuggingFaceEncoder(Encoder):
         weight = self.model.get_input_embeddings().weight
         assert isinstance(weight, Tensor)
         return weight
+
+    def new_parameters(self) -> list[nn.Parameter]:
+        """Return the vectors of word shapes, if there are any."""
+        return [] if self.shapes is None else list(self.shapes.parameters())
 
     def describe(self) -> dict[str, Any]:
         """Return what `load` needs beside the files, as JSON."""
@@ -355,17 +368,17 @@ def _visible(encoding: Any) -> list[tuple[int, int]]:
     return [(0, 0) if special else offset for offset, special in pairs]
 
 
-def _shapes_of_words(
-    text: str, offsets: Sequence[tuple[int, int]], words: Sequence[int | None]
-) -> tuple[int, ...]:
-    """Return for each token the shape of the word that it is a piece of, 0 for none."""
-    ends: dict[int, tuple[int, int]] = {}
-    for word, (start, end) in zip(words, offsets, strict=True):
-        if word is not None and start < end:
-            first, last = ends.get(word, (start, end))
-            ends[word] = min(first, start), max(last, end)
-    found = {word: SHAPES.index(word_shape(text[start:end])) for word, (start, end) in ends.items()}
-    return tuple(0 if word is None else found.get(word, 0) for word in words)
+def _shapes_of_words(text: str, offsets: Sequence[tuple[int, int]]) -> tuple[int, ...]:
+    """Return for each token the shape of the word of the text that it begins in, 0 for none.
+
+    Words are those between white space and punctuation, whatever pieces the tokenizer makes.
+    """
+    words = [span for _, span in _WORDS.pre_tokenize_str(text)]
+    starts = [start for start, _ in words]
+    shapes = [SHAPES.index(word_shape(text[start:end])) for start, end in words]
+    return tuple(
+        shapes[bisect_right(starts, start) - 1] if start < end else 0 for start, end in offsets
+    )
 
 
 def _ending(word: str) -> int:

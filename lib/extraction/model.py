@@ -283,7 +283,8 @@ class ExtractionModel(nn.Module, ABC):
         Parameters
         ----------
         lr, head_lr : float
-            Learning rates of the encoder and of everything else.
+            Learning rates of the encoder and of everything else; the vectors of word shapes beside
+            a pretrained encoder are as new as the heads, and learn at their rate.
         weight_decay : float
             For matrices and embeddings; biases and the scales of norms are not decayed.
 
@@ -294,9 +295,11 @@ class ExtractionModel(nn.Module, ABC):
             one group, frozen ones in none, and no group is empty.
         """
         groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+        new = set(self.encoder.new_parameters())
         for name, parameter in self.named_parameters():
             if parameter.requires_grad:
-                rate = lr if name.startswith("encoder.") else head_lr
+                trained = name.startswith("encoder.") and parameter not in new
+                rate = lr if trained else head_lr
                 decay = weight_decay if parameter.dim() > 1 else 0.0
                 groups.setdefault((rate, decay), []).append(parameter)
         return [
