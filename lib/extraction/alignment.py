@@ -16,6 +16,7 @@ __all__ = [
     "BEYOND_LAST_TOKEN",
     "NOT_ON_BORDERS",
     "NO_TOKEN",
+    "TRUNCATED",
     "Alignment",
     "TokenTriple",
     "align",
@@ -33,6 +34,9 @@ BEYOND_LAST_TOKEN = "entity beyond the last token"
 
 NO_TOKEN = "entity without tokens"
 """No token covers any character of the entity, as the tokenizer left it out."""
+
+TRUNCATED = "text truncated"
+"""Not a triple but a text was cut: it is longer than the model reads."""
 
 
 @dataclass(frozen=True, slots=True, order=True)

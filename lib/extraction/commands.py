@@ -11,11 +11,12 @@ import json
 import os
 import shlex
 import sys
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import click
 from torch import distributed
@@ -26,6 +27,7 @@ from lib.extraction.records import portable, write_atomically
 from lib.extraction.training import (
     Extractor,
     Settings,
+    TruncatedTextWarning,
     evaluate,
     make_accelerator,
     predict,
@@ -52,7 +54,7 @@ class _Command(click.Command):
         return super().parse_args(ctx, args)
 
     def invoke(self, ctx: click.Context) -> Any:
-        with _one_line_errors():
+        with _one_line_errors(), _one_line_warnings():
             result = super().invoke(ctx)
         if distributed.is_available() and distributed.is_initialized():
             # Threads of the group that outlive the interpreter abort a process that has succeeded.
@@ -86,6 +88,29 @@ def _one_line_errors(*also: type[Exception]) -> Iterator[None]:
         ) from error
     except wrong_input as error:
         raise _UserError(str(error)) from error
+
+
+@contextmanager
+def _one_line_warnings() -> Iterator[None]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("always", TruncatedTextWarning)
+        show_others = warnings.showwarning
+
+        def show(
+            message: Warning | str,
+            category: type[Warning],
+            filename: str,
+            lineno: int,
+            file: TextIO | None = None,
+            line: str | None = None,
+        ) -> None:
+            if category is TruncatedTextWarning:
+                click.echo(f"Warning: {message}", err=True)
+            else:
+                show_others(message, category, filename, lineno, file, line)
+
+        warnings.showwarning = show
+        yield
 
 
 def extractor_commands(

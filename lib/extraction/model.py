@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 from safetensors.torch import save as to_bytes
 from torch import Tensor, nn
 
-from lib.extraction.alignment import TokenTriple, align, span_of
+from lib.extraction.alignment import TRUNCATED, TokenTriple, align, span_of
 from lib.extraction.encoders import Encoder, HuggingFaceEncoder, SmallEncoder, SmallOptions
 from lib.extraction.folders import replace_folder, restore_folder
 from lib.extraction.records import write_atomically
@@ -30,9 +30,6 @@ __all__ = ["ExtractionModel", "Item", "ModelOptions", "batches_by_length"]
 
 FORMAT = 1
 """The layout of a saved folder. It changes whenever an older `load` could not read it."""
-
-TRUNCATED = "text truncated"
-"""Counted by `ExtractionModel.prepare` once per text longer than ``max_length`` tokens."""
 
 TEXTS_AT_ONCE = 64
 """Most texts in one batch of `batches_by_length`."""

@@ -7,6 +7,7 @@ import re
 import shlex
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import click
@@ -18,6 +19,7 @@ from lib.extraction.commands import extractor_commands, read_inputs
 from lib.extraction.corpora import read_jsonl, write_jsonl
 from lib.extraction.records import read_record
 from lib.extraction.training import Settings
+from lib.extraction.triples import Example
 from lib.gplinker.__main__ import main as gplinker
 from tests.extraction.toy import Toy, main, sentence
 
@@ -116,6 +118,35 @@ def test_predictions_of_many_texts_come_in_order(trained, monkeypatch):
     texts = [sentence(number).text for number in range(10)]
     result = call("predict", "--model", trained[0], input="\n".join(texts))
     assert [json.loads(line)["text"] for line in result.stdout.splitlines()] == texts
+
+
+def test_texts_that_are_cut_are_told_in_one_line(trained, data, tmp_path):
+    long = "Bo met Ada " + "and so on " * 20
+    result = call("predict", "--model", trained[0], input=f"{long}\nBo met Ada\n")
+    said = "Warning: 1 of 2 texts are longer than the model reads; their ends were cut\n"
+    assert (result.exit_code, result.stderr) == (0, said)
+    assert len(result.stdout.splitlines()) == 2
+
+    write_jsonl(tmp_path / "long.jsonl", [Example("a", long, ()), *map(sentence, range(9))])
+    result = call(
+        "evaluate", "--model", trained[0], "--data", tmp_path / "long.jsonl", "--split", "train"
+    )
+    assert result.exit_code == 0, result.output
+    assert "Warning: 1 of 10 texts are longer" in result.stderr
+    fine = call("evaluate", "--model", trained[0], "--data", data)
+    assert (fine.exit_code, fine.stderr) == (0, "")
+
+
+def test_other_warnings_are_shown_as_ever(trained, monkeypatch):
+    load = Toy.load
+
+    def warned(folder):
+        warnings.warn("old weights", UserWarning, stacklevel=2)
+        return load(folder)
+
+    monkeypatch.setattr(Toy, "load", warned)
+    with pytest.warns(UserWarning, match="old weights"):
+        call("predict", "--model", trained[0], input="Bo met Ada\n")
 
 
 def test_quiet_is_quiet(data, tmp_path):

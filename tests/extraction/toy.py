@@ -16,6 +16,7 @@ import click
 import torch
 from torch import nn
 
+from lib.extraction.alignment import TRUNCATED
 from lib.extraction.commands import extractor_commands
 from lib.extraction.records import write_atomically
 from lib.extraction.triples import Corpus, Example, Span, Triple
@@ -29,6 +30,7 @@ VERBS = {
     "runs": ("works for", "head of"),
 }
 NAMES = ("Ada", "Bo", "Cy", "Di", "Ed", "Flo", "Gus", "Hal")
+LIMIT = 40  # words of a text that are read
 RELATIONS = tuple(sorted({relation for named in VERBS.values() for relation in named}))
 
 
@@ -77,8 +79,11 @@ class Toy(nn.Module):
     def prepare(self, examples):
         ids = {word: number for number, word in enumerate(self.words, 1)}
         items = []
+        dropped = Counter()
         for example in examples:
             found = [m.span() for m in re.finditer(r"\S+", example.text)]
+            dropped[TRUNCATED] += len(found) > LIMIT
+            del found[LIMIT:]
             items.append(
                 Item(
                     [ids.get(example.text[a:b], 0) for a, b in found],
@@ -86,7 +91,8 @@ class Toy(nn.Module):
                     {t.relation for t in example.triples},
                 )
             )
-        return items, Counter({"no words": n} if (n := sum(not len(i) for i in items)) else {})
+            dropped["no words"] += not found
+        return items, +dropped
 
     def collate(self, items):
         length = max(len(item) for item in items)

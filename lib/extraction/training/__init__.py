@@ -19,7 +19,12 @@ Several processes, started by ``accelerate launch``, share each batch, and the g
 the whole batch: without dropout the result is the single process's up to rounding.
 """
 
-from lib.extraction.training._inference import evaluate, make_accelerator, predict
+from lib.extraction.training._inference import (
+    TruncatedTextWarning,
+    evaluate,
+    make_accelerator,
+    predict,
+)
 from lib.extraction.training._protocol import Extractor
 from lib.extraction.training._run import train
 from lib.extraction.training._settings import (
@@ -33,6 +38,7 @@ from lib.extraction.training._settings import (
 __all__ = [
     "Extractor",
     "Settings",
+    "TruncatedTextWarning",
     "ema_decay",
     "epoch_batches",
     "evaluate",

@@ -2,12 +2,14 @@
 
 import math
 import os
+import warnings
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 from tqdm.auto import tqdm
 
+from lib.extraction.alignment import TRUNCATED
 from lib.extraction.corpora import check_relations
 from lib.extraction.metrics import Match, Scores, evaluate_triples
 from lib.extraction.training._protocol import Extractor
@@ -16,7 +18,11 @@ from lib.extraction.triples import Example, Triple
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-__all__ = ["evaluate", "make_accelerator", "predict", "score_items"]
+__all__ = ["TruncatedTextWarning", "evaluate", "make_accelerator", "predict", "score_items"]
+
+
+class TruncatedTextWarning(UserWarning):
+    """A text is longer than the model reads, so nothing can be found in its end."""
 
 
 def evaluate(
@@ -29,7 +35,8 @@ def evaluate(
 ) -> Scores:
     """Extract from the examples' texts and compare with their triples.
 
-    What alignment drops still counts as missed.
+    What alignment drops still counts as missed. Texts that are longer than the model reads are cut,
+    with one `TruncatedTextWarning` for all.
 
     Parameters
     ----------
@@ -57,7 +64,8 @@ def evaluate(
     if not examples:
         raise ValueError("expected at least one example to evaluate, got none")
     check_relations(examples, model.relations)
-    items, _ = model.prepare(examples)
+    items, dropped = model.prepare(examples)
+    _warn_of_cuts(dropped[TRUNCATED], len(examples))
     return score_items(model, examples, items, match, batch_size, progress)
 
 
@@ -69,6 +77,8 @@ def predict(
     progress: bool = False,
 ) -> list[tuple[tuple[Triple, float], ...]]:
     """Extract triples from texts.
+
+    Texts that are longer than the model reads are cut, with one `TruncatedTextWarning` for all.
 
     Parameters
     ----------
@@ -84,11 +94,12 @@ def predict(
     Returns
     -------
     list of tuple of (Triple, float)
-        One tuple per text, in order; the number is the confidence in ``(0.5, 1)``: the logistic
-        function of the smallest score that had to exceed 0. It orders triples; it is not the
-        probability that a triple is right. The same in every process.
+        One tuple per text, in order; the number is the confidence, above 0.5 and at most 1: the
+        logistic function of the smallest score that had to exceed 0. It orders triples; it is not
+        the probability that a triple is right. The same in every process.
     """
-    items, _ = model.prepare([Example(str(n), text, ()) for n, text in enumerate(texts)])
+    items, dropped = model.prepare([Example(str(n), text, ()) for n, text in enumerate(texts)])
+    _warn_of_cuts(dropped[TRUNCATED], len(texts))
     found = _extract(model, items, batch_size, progress)
     return [
         tuple((triple, 1 / (1 + math.exp(-score))) for triple, score in sentence)
@@ -111,6 +122,13 @@ def score_items(
         texts=[example.text for example in examples],
         match=match,
     )
+
+
+def _warn_of_cuts(count: int, texts: int) -> None:
+    """Say once, in one process, how many texts were not read to their end."""
+    if count and make_accelerator().is_main_process:
+        message = f"{count} of {texts} texts are longer than the model reads; their ends were cut"
+        warnings.warn(message, TruncatedTextWarning, stacklevel=3)
 
 
 def _extract(
