@@ -3,7 +3,8 @@
 A triple (subject, relation, object) becomes four cells: the subject's span, the object's span,
 the link between their first tokens and the link between their last tokens.
 :func:`table_positives` writes the cells, :func:`decode_tables` reads them back by intersection.
-:class:`GPLinker` does both for texts and never fills a table, in training or in extraction.
+:class:`GPLinker` does both for texts and needs no table per relation: it fills some only where
+they are few, or for the divergence of R-Drop.
 ``python -m lib.gplinker`` trains, evaluates and predicts from the command line.
 """
 

@@ -17,7 +17,7 @@ from lib.global_pointer import EfficientGlobalPointer, GlobalPointer
 from lib.gplinker.decoding import best_spans, decode_blocks
 from lib.gplinker.tables import Tables, table_positives
 
-__all__ = ["GPLinker", "Item"]
+__all__ = ["GPLinker", "Item", "PointerOptions"]
 
 MAX_SPANS = 128
 """Most subjects and most objects decoded per text; no sentence comes near it."""
@@ -195,8 +195,9 @@ class GPLinker(ExtractionModel):
         Returns
         -------
         Tensor
-            A scalar: the sum of the ZLPR losses of all 2 + 2R tables, averaged over the texts. The
-            tables are not filled: see :meth:`lib.global_pointer.EfficientGlobalPointer.loss`. In
+            A scalar: the sum of the ZLPR losses of all 2 + 2R tables, averaged over the texts.
+            Large tables are not filled: see
+            :meth:`lib.global_pointer.EfficientGlobalPointer.loss`. In
             training mode with ``r_drop`` above 0: the mean loss of two passes, plus r_drop / 4
             times the divergence of their filled tables, summed and averaged likewise
             (:func:`lib.divergence.r_drop`, :func:`lib.divergence.zlpr_divergence`).

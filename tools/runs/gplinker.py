@@ -219,6 +219,7 @@ def one(splits: dict[str, tuple[Example, ...]], variant: str, seed: int) -> dict
         "seed": seed,
         "scores": scores,
         "confidence": confidence(model, items["train"]),
+        "gold_subjects": gold_subjects(model, items["train"]),
         "cpu_seconds": round(seconds, 1),
     }
 
@@ -227,6 +228,21 @@ def confidence(model: GPLinker, items: list[Any]) -> float:
     """Return the median of the smallest scores of the triples found in the training texts."""
     found = [score for triples in model.extract_scored(items) for _, score in triples]
     return median(found) if found else 0.0
+
+
+@torch.no_grad()
+def gold_subjects(model: GPLinker, items: list[Any]) -> float:
+    """Return the median of the scores of the gold subjects in the training texts."""
+    scores: list[Tensor] = []
+    with model.evaluating():
+        for first in range(0, len(items), BATCH):
+            batch = model.collate(items[first : first + BATCH])
+            subjects = batch.pop("entities")[:, 0]
+            del batch["heads"], batch["tails"]
+            texts, places = (subjects[..., 0] >= 0).nonzero(as_tuple=True)
+            starts, ends = subjects[texts, places].unbind(-1)
+            scores.append(model.scores(**batch).entities[texts, 0, starts, ends])
+    return torch.cat(scores).median().item()
 
 
 def main() -> None:

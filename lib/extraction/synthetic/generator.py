@@ -94,8 +94,8 @@ def synthetic_corpus(
     Notes
     -----
     *Held-out names*: no word of a name in ``dev`` or ``test`` occurs in a name of ``train``,
-    except the kind words ("Works", "College", "The Book of …"). A model must read a name by its
-    place in the sentence and by the look of its syllables.
+    except the kind words ("Works", "College", "The Book of …") and initials. A model
+    must read a name by its place in the sentence and by the look of its syllables.
 
     *Held-out templates*: ``test_templates`` has the names of ``test``, and all its wordings (of
     facts, of frames that join facts, of denials and remarks) are used nowhere else. They arrange
