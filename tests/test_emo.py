@@ -267,6 +267,26 @@ def test_centring():
     assert centred.cost_moments()[0] > 0.9
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+@pytest.mark.parametrize("count", [3, 1000])
+def test_a_row_that_is_the_mean_up_to_rounding_is_refused(dtype, count):
+    same = torch.full((count, 3), 0.1, dtype=dtype)
+    with raises(ValueError, "row 0 is the mean of all rows: it has no direction"):
+        UnitEmbeddings(same, centre=True)
+    _, _, table = problem(10, classes=count)
+    shared = (table + 0.7).to(dtype)
+    shared[1] = shared[torch.arange(count) != 1].mean(0)  # then it is the mean of all, rounded
+    with raises(ValueError, "row 1 is the mean of all rows"):
+        UnitEmbeddings(shared, centre=True)
+    assert bool(UnitEmbeddings(shared, centre=True, padding=[1]).rows[0].any())
+    large = table.to(dtype) * (1e150 if dtype == torch.float64 else 1e25)  # squares overflow
+    assert torch.allclose(
+        UnitEmbeddings(large, centre=True).rows,
+        UnitEmbeddings(table.to(dtype), centre=True).rows,
+        rtol=1e-3,
+    )
+
+
 def test_padding_rows():
     logits, targets, table = problem(11)
     targets = targets.clamp(min=1)
@@ -299,6 +319,11 @@ def test_padding_rows():
         (lambda: UnitEmbeddings(torch.ones(2, 2), centre=True), ValueError, "is the mean of all"),
         (lambda: UnitEmbeddings(torch.tensor([[1.0], [math.nan]])), ValueError, "row 1 is not fin"),
         (lambda: UnitEmbeddings(torch.tensor([[INF], [1.0]])), ValueError, "row 0 is not finite"),
+        (
+            lambda: UnitEmbeddings(torch.tensor([[INF, 0.0], [1.0, 2.0]]), centre=True),
+            ValueError,
+            "row 0 is not finite",
+        ),
         (lambda: UnitEmbeddings(torch.tensor([[1e-43], [1.0]])), ValueError, "too short or too"),
         (lambda: UnitEmbeddings(torch.ones(1, 2)).cost_moments(), ValueError, "got 1"),
     ],
@@ -362,8 +387,29 @@ def test_unknown_options():
         Mixture.emo_scaled_to_cross_entropy(cap=0)
 
 
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        (("emo-scaled",), "rule must be one of 'fixed', 'emo scaled to cross-entropy', "),
+        (("emo-scaled",), "got 'emo-scaled'"),
+        (("fixed", -1.0, 1.0), "cross_entropy must be a finite weight of at least 0, got -1.0"),
+        (("fixed", 1.0, math.nan), "emo must be a finite weight of at least 0, got nan"),
+        (("emo scaled to cross-entropy", 0.0, 0.0, -3.0), "cap must be positive, got -3.0"),
+    ],
+)
+def test_mixture_checks_however_it_is_made(fields, message):
+    with raises(ValueError, message):
+        Mixture(*fields)
+
+
 def test_empty_batches():
     logits, targets, table = problem(14)
+    for by in ("transport", "bound", "kernel"):
+        leaf = logits[:0].clone().requires_grad_()
+        values = soft_emo_loss(leaf, logits[:0].softmax(-1), table, by=by, reduction="none")
+        assert values.shape == (0,)
+        (slope,) = torch.autograd.grad(values.sum(), leaf)
+        assert slope.shape == leaf.shape
     for reduction, shape in (("sum", ()), ("none", (0,))):
         assert emo_loss(logits[:0], targets[:0], table, reduction=reduction).shape == shape
     hidden = torch.zeros(0, 3, requires_grad=True)
@@ -505,6 +551,51 @@ def test_linear_form_under_autocast_and_mixed_dtypes():
     assert float(mixed.detach()) == pytest.approx(float(want.detach()), rel=1e-2)
 
 
+def test_autocast_does_not_reach_the_products():
+    """Costs of 0.01 on average: in bfloat16 they would be rounding."""
+    logits, targets, table = problem(22, rows=6, width=8, dtype=torch.float32)
+    shared = functional.normalize(table, dim=1) + 10 * functional.normalize(torch.ones(8), dim=0)
+    shared = shared.float()
+    assert UnitEmbeddings(shared).cost_moments()[0] < 0.02
+    q = torch.rand(6, 11, generator=torch.Generator().manual_seed(0)).softmax(-1)
+    ratio = Mixture.emo_scaled_to_cross_entropy()
+    losses = {
+        "emo": lambda x: emo_loss(x, targets, shared),
+        "kernel": lambda x: kernel_score_loss(x, targets, shared),
+        "mixture": lambda x: emo_mixture_loss(x, targets, shared, mixture=ratio),
+        **{by: lambda x, by=by: soft_emo_loss(x, q, shared, by=by)
+           for by in ("transport", "bound", "kernel")},
+    }  # fmt: skip
+    for name, loss in losses.items():
+        leaf = logits.clone().requires_grad_()
+        want = loss(leaf)
+        (slope,) = torch.autograd.grad(want, leaf)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            got = loss(leaf)
+        assert got == want, name
+        (under,) = torch.autograd.grad(got, leaf)  # outside: inside, autograd's own products obey
+        assert torch.equal(under, slope), name
+    hidden, weight, targets, table = linear_problem(5, dtype=torch.float32)
+
+    def in_a_transform():
+        return torch.vmap(
+            lambda h, t: linear_emo_loss(h, weight, t, table.float(), reduction="none")
+        )(hidden, targets)
+
+    want = in_a_transform()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(in_a_transform(), want)
+
+
+@pytest.mark.parametrize("loss", [emo_loss, kernel_score_loss])
+def test_meta_tensors_have_shapes(loss):
+    logits = torch.zeros(4, 9, device="meta", requires_grad=True)
+    targets = torch.zeros(4, dtype=torch.int64, device="meta")
+    values = loss(logits, targets, torch.zeros(9, 3, device="meta"), reduction="none")
+    assert values.shape == (4,)
+    assert values.is_meta
+
+
 def test_linear_form_holds_no_table(monkeypatch):
     """No tensor of tokens × vocabulary is made, forward or backward."""
     hidden, weight, targets, table = linear_problem(6, tokens=400, classes=300)
@@ -554,6 +645,34 @@ def test_linear_form_refuses(change, kind, message):
         arguments["weight"] = torch.full((211, 12), 1e300, dtype=torch.float64)
     with raises(kind, message):
         linear_emo_loss(*arguments.values(), mixture=mixture)
+
+
+@pytest.mark.parametrize("name", MIXTURES)
+def test_linear_form_refuses_a_target_at_minus_infinity(name):
+    """The product overflows at the target only; the mean cost alone would be a harmless 1."""
+    hidden, weight = torch.tensor([[1e30]]), torch.tensor([[-1e30], [0.0], [1e-30]])
+    with raises(ValueError, "a product overflows torch.float32"):
+        linear_emo_loss(hidden, weight, torch.tensor([0]), torch.eye(3), mixture=MIXTURES[name])
+    masked = linear_emo_loss(hidden, weight, torch.tensor([1]), torch.eye(3))
+    assert masked == pytest.approx(math.e / (1 + math.e))  # any other token may be there
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+def test_linear_form_refuses_a_weight_that_spoils_the_gradient(reduction):
+    hidden = torch.tensor([[1.0, 2.0]], requires_grad=True)
+    weight = torch.tensor([[0.5, 0.1], [0.2, 0.3], [-INF, 0.0]])
+    targets, table = torch.tensor([0]), torch.eye(3)
+    loss = linear_emo_loss(hidden.detach(), weight, targets, table)  # no gradient, none spoilt
+    assert loss == emo_loss(hidden.detach() @ weight.T, targets, table)
+    for again in (False, True):
+        with raises(ValueError, "weight must be finite, got -inf at weight[2, 0]"):
+            loss = linear_emo_loss(hidden, weight, targets, table, reduction=reduction)
+            torch.autograd.grad(loss.sum(), hidden, create_graph=again)
+    # A gradient that leaves float16 is the loss scaler's business, not the weight's.
+    half, finite = hidden.detach().half().requires_grad_(), weight.nan_to_num(neginf=-9).half()
+    loss = linear_emo_loss(half, finite, targets, table, reduction="none")
+    (slope,) = torch.autograd.grad(loss.sum() * 1e38, half)
+    assert not slope.isfinite().all()
 
 
 def test_states_that_do_not_count_may_hold_anything():

@@ -264,7 +264,7 @@ def test_the_ends_of_the_ways_to_compute(level, degree):
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
-def test_the_slope_at_exact_targets_is_finite_however_wrong_the_score(dtype):
+def test_the_slope_at_exact_targets_is_finite_however_far_the_score(dtype):
     logits = torch.tensor([[-1e4, 1e4, -50.0, 50.0, 2.0, -1.0]], dtype=dtype)
     targets = torch.tensor([[0, 1, 0, 1, 0, 1]], dtype=dtype).requires_grad_()
     (slope,) = torch.autograd.grad(soft_zlpr_loss(logits, targets), targets)
@@ -581,6 +581,30 @@ def test_smoothing_checks(smooth):
         smooth(table.to(torch.complex64), 0.1)
 
 
+@pytest.mark.parametrize("smooth", [smooth_labels, smooth_spans])
+def test_smoothing_checks_its_mask(smooth):
+    table = torch.eye(3)
+    with raises(TypeError, "mask must have dtype torch.bool, got torch.int64"):
+        smooth(table, 0.1, mask=torch.ones(3, 3, dtype=torch.int64))
+    with raises(TypeError, "mask must be a torch.Tensor, got bool"):
+        smooth(table, 0.1, mask=True)
+    for shape in ((2, 3, 3), (2,)):  # the first would broadcast the targets, not the mask
+        with raises(
+            ValueError, f"mask must broadcast to the shape of targets, expected (3, 3), got {shape}"
+        ):
+            smooth(table, 0.1, mask=torch.ones(shape, dtype=torch.bool))
+
+
+def test_a_gold_span_that_does_not_count_is_refused():
+    table = torch.zeros(2, 3, 3)
+    table[1, 2, 0] = 1
+    mask = torch.ones(3, 3, dtype=torch.bool).triu()
+    with raises(
+        ValueError, "targets must be 0 where the mask is False, got 1.0 at targets[1, 2, 0]"
+    ):
+        smooth_spans(table, 0.1, mask=mask)
+
+
 def test_smoothing_spans_checks():
     with raises(ValueError, "targets must have shape (..., L, L), got (2, 3)"):
         smooth_spans(torch.zeros(2, 3), 0.1)
@@ -644,6 +668,51 @@ def test_mixup_checks():
         draw_mixup(3, alpha=0)
     with raises(ValueError, "reduction must be"):
         mixup_loss(logits, hard, 0.5, order, mix="losses", reduction="all")
+
+
+@pytest.mark.parametrize("mix", ["labels", "losses"])
+def test_mixup_loss_checks_before_it_mixes(mix):
+    logits, order = torch.zeros(2, 3), torch.tensor([1, 0])
+
+    def loss(targets, order=order):
+        return mixup_loss(logits, targets, 0.4, order, mix=mix)
+
+    # Their mean is in range, so that a check of what is mixed would not see them.
+    for dtype, value in ((torch.float32, "2.0"), (torch.int64, "2")):
+        bad = torch.tensor([[2, 0, 0], [0, 1, 1]], dtype=dtype)
+        with raises(ValueError, f"targets must lie in [0, 1], got {value}"):
+            loss(bad)
+    with raises(ValueError, "targets must have the shape of logits, expected (2, 3), got (3, 3)"):
+        loss(torch.zeros(3, 3))
+    with raises(ValueError, "order must have one entry per sample, expected (2,), got (1,)"):
+        loss(torch.zeros(2, 3), torch.tensor([1]))
+
+
+@pytest.mark.parametrize("dtype", [torch.bool, torch.uint8, torch.int32, torch.float32])
+def test_an_order_is_no_mask(dtype):
+    values, order = torch.rand(2, 3), torch.tensor([1, 0]).to(dtype)
+    with raises(TypeError, f"order must have dtype torch.int64, got {dtype}"):
+        mixup(values, 0.4, order)
+    for mix in ("labels", "losses"):
+        with raises(TypeError, f"order must have dtype torch.int64, got {dtype}"):
+            mixup_loss(torch.zeros(2, 3), values, 0.4, order, mix=mix)
+    with raises(TypeError, "order must have dtype torch.int64, got list"):
+        mixup(values, 0.4, [1, 0])
+
+
+@pytest.mark.parametrize("mix", ["labels", "losses"])
+def test_bad_targets_become_nan_in_both_mixes_where_none_can_raise(mix):
+    logits, order = torch.zeros(3, 2), torch.tensor([1, 0, 2])
+    targets = torch.tensor([[2.0, 0.0], [0.0, 1.0], [0.5, 0.5]])
+
+    def loss(s, t=targets):
+        return mixup_loss(s, t, 0.4, order, mix=mix, reduction="none")
+
+    found = torch.func.jvp(loss, (logits,), (logits,))[0]
+    assert found.isnan().tolist() == [True, True, False]
+    good = targets.clamp(max=1)
+    found = torch.func.jvp(lambda s: loss(s, good), (logits,), (logits,))[0]
+    torch.testing.assert_close(found, loss(logits, good))
 
 
 def test_drawn_weights_follow_the_beta_law():
@@ -720,11 +789,32 @@ def test_fit_says_when_there_is_none():
     with raises(ValueError, "no counting logit is different from 0"):
         fit_temperature(torch.zeros(3), torch.tensor([1, 0, 1]))
     with raises(ValueError, "no counting logit is different from 0"):
-        fit_temperature(s, torch.tensor([1, 0, 1]), mask=torch.zeros(3, dtype=torch.bool))
-    with raises(ValueError, "logits must be finite or -inf where they count"):
-        fit_temperature(torch.tensor([math.nan, 1, 1]), torch.tensor([1, 0, 1]))
-    with raises(ValueError, "targets must lie in [0, 1]"):
-        fit_temperature(s, torch.tensor([1.0, 0.0, 1.5]))
+        fit_temperature(s, torch.zeros(3), mask=torch.zeros(3, dtype=torch.bool))
+
+
+def test_fit_refuses_what_the_loss_refuses():
+    s = torch.tensor([-INF, 1.0, 1.0, 1.0, -1.0])
+    good = torch.tensor([0, 1, 1, 0, 0])
+    assert abs(fit_temperature(s, good) - math.log(3)) < 1e-12
+    mask = torch.tensor([True, True, True, True, False])
+    odd = s.clone()
+    odd[4] = math.nan
+    high = s.clone()
+    high[2] = INF
+    label, rule = "a target above 0 must", "targets must lie in [0, 1], got"
+    for logits, targets, keep, message in (
+        (s, torch.tensor([1, 1, 1, 0, 0]), None, f"{label} have a finite logit, got targets[0]"),
+        (s, torch.tensor([0, 1, 1, 0, 1]), mask, f"{label} be on a cell that counts, got"),
+        (s, torch.tensor([math.nan, 1, 1, 0, 0]), None, f"{rule} nan at targets[0]"),
+        (s, torch.tensor([0, 1, 1.5, 0, 0]), None, f"{rule} 1.5 at targets[2]"),
+        (odd, good, None, "logits must be finite or -inf where they count, got nan at logits[4]"),
+        (high, good, None, "logits must be finite or -inf where they count, got inf at logits[2]"),
+    ):  # fmt: skip
+        with raises(ValueError, message):
+            fit_temperature(logits, targets, mask=keep)
+        with raises(ValueError, message):
+            soft_zlpr_loss(logits, targets, mask=keep)
+    fit_temperature(odd, good, mask=mask)
 
 
 def test_import_needs_nothing_beyond_torch():

@@ -200,6 +200,14 @@ def test_no_rows_and_one_dimension():
             "dim must be a dimension of scores, got -1 for shape ()",
             lambda: smooth_max(torch.tensor(1.0)),
         ),
+        *(
+            (
+                TypeError,
+                f"dim must be an int, got {type(dim).__name__}",
+                lambda dim=dim: smooth_max(torch.zeros(2, 3), dim=dim),
+            )
+            for dim in (None, (0, 1), 1.0, True)
+        ),
         (
             ValueError,
             "scores must hold at least 1 entry along dim -1, got shape (2, 0)",
@@ -421,9 +429,24 @@ def test_stream_refuses():
             "chunks[1] must be finite or -inf where they count, got nan at chunks[1][0, 2]",
             [one, torch.tensor([[0.0, 0.0, math.nan]] * 2)],
         ),
+        # A bare tensor is an iterable of its rows: it would be summed over two dimensions.
+        (
+            TypeError,
+            "chunks must be an iterable of tensors or functions, got Tensor; "
+            "write [chunks] for one",
+            one,
+        ),
+        (
+            TypeError,
+            "chunks must be an iterable of tensors or functions, got function; "
+            "write [chunks] for one",
+            lambda: one,
+        ),
     ):
         with raises(kind, message):
             streaming_logsumexp(chunks)
+    with raises(TypeError, "dim must be an int, got NoneType"):
+        streaming_logsumexp([one], dim=None)
 
 
 # ------------------------------------------------------------------------------------------ subsets
@@ -548,6 +571,8 @@ def test_subsets_refuse(function):
     ):
         with raises(kind, message):
             function(scores, k)
+    with raises(TypeError, "dim must be an int, got float"):
+        function(scores, 1, dim=1.0)
     for bad in (INF, math.nan):
         broken = scores.clone()
         broken[1, 0] = bad
@@ -644,6 +669,8 @@ def test_f1_refuses():
             lambda: smooth_f1(y.long(), y),
         ),
         (IndexError, "Dimension out of range", lambda: smooth_f1(p, y, dim=2)),
+        (TypeError, "dim must be an int, got bool", lambda: smooth_f1(p, y, dim=True)),
+        (TypeError, "dim must be an int, got float", lambda: smooth_f1(p, y, dim=1.0)),
     ):
         with raises(kind, message):
             call()

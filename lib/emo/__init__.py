@@ -10,7 +10,10 @@ How the numbers stay right:
 
 * the target is left out of every sum. A confident model's loss is what remains for the wrong
   tokens; ``1 - <mu, e>`` would be rounding, and a weight divided by it noise;
-* half-precision input is computed in float32, and long sums are kept there;
+* half-precision input is computed in float32, under autocast too, and long sums are kept there.
+  The products of ``backward`` obey the region it runs in: call it outside of autocast, as PyTorch
+  asks. Compiled code runs it as the forward's region says, unless PyTorch's
+  ``torch._functorch.config.backward_pass_autocast`` is "off";
 * embeddings are constants, scaled to length one here; a row without direction is refused.
 """
 
@@ -22,7 +25,7 @@ from torch import Tensor, nn
 from lib import _checks
 from lib.emo import _rows
 from lib.emo._embeddings import Directions, UnitEmbeddings, directions, unit_rows
-from lib.emo._linear import linear_losses
+from lib.emo._linear import linear_losses, require_finite
 from lib.emo._mixture import Mixture
 from lib.emo._transport import exact_cost
 
@@ -201,8 +204,8 @@ def emo_mixture_loss(
     Notes
     -----
     Values of different mixtures cannot be compared. With
-    ``Mixture.emo_scaled_to_cross_entropy()`` the value is that of cross-entropy, but the gradient
-    is not.
+    ``Mixture.emo_scaled_to_cross_entropy()`` the value is that of cross-entropy (half of it where
+    EMO is 0 or rounding), but the gradient is not.
 
     Source: ``emo1`` and ``emo2`` of the code of Ren, Wu & Zhu 2024, without the shifted value.
 
@@ -268,7 +271,8 @@ def linear_emo_loss(
     Raises
     ------
     TypeError, ValueError
-        As :func:`emo_loss`. A state or weight that is not finite shows as a logit that is not.
+        As :func:`emo_loss`. A state or weight that is not finite is reported where it makes the
+        loss or the gradient of ``hidden`` not finite.
 
     Notes
     -----
@@ -311,16 +315,8 @@ def linear_emo_loss(
     )  # fmt: skip
     if _checks.values_readable(result) and not bool(result.isfinite().all()):
         with torch.no_grad():
-            for name, table in (("hidden", hidden), ("weight", weight)):
-                wrong = ~table.isfinite()
-                if name == "hidden":
-                    wrong &= counts.unsqueeze(-1)
-                if wrong.any():
-                    at = _checks.first_true(wrong)
-                    place = ", ".join(map(str, at))
-                    raise ValueError(
-                        f"{name} must be finite, got {table[at].item()} at {name}[{place}]"
-                    )
+            require_finite("hidden", hidden, counts)
+            require_finite("weight", weight)
         raise ValueError(
             "hidden and weight must give finite logits, but a product overflows "
             f"{_checks.compute_dtype(torch.promote_types(hidden.dtype, weight.dtype))}"
@@ -414,17 +410,18 @@ def soft_emo_loss(
                 "logits must be finite or -inf, and not all -inf, "
                 f"got {logits[at].item()} at logits[{', '.join(map(str, at))}]"
             )
-    p = torch.softmax(logits.to(dtype), -1)
-    unit = unit_rows(found, dtype)
-    if by == "transport":
-        costs = (1 - unit @ unit.T).clamp(min=0).fill_diagonal_(0)
-        size = logits.shape[-1]
-        losses = exact_cost(p.reshape(-1, size), q.reshape(-1, size), costs)
-        losses = losses.reshape(logits.shape[:-1])
-    elif by == "bound":
-        losses = 1 - ((p @ unit) * (q @ unit)).sum(-1)
-    else:
-        losses = 0.5 * ((p - q) @ unit).square().sum(-1)
+    with _rows.no_autocast(logits):
+        p = torch.softmax(logits.to(dtype), -1)
+        unit = unit_rows(found, dtype)
+        if by == "transport":
+            costs = (1 - unit @ unit.T).clamp(min=0).fill_diagonal_(0)
+            size = logits.shape[-1]
+            losses = exact_cost(p.reshape(-1, size), q.reshape(-1, size), costs)
+            losses = losses.reshape(logits.shape[:-1])
+        elif by == "bound":
+            losses = 1 - ((p @ unit) * (q @ unit)).sum(-1)
+        else:
+            losses = 0.5 * ((p - q) @ unit).square().sum(-1)
     return _checks.reduce(losses, reduction)
 
 
@@ -578,10 +575,11 @@ def _terms(
 ) -> tuple[_rows.Rows, Tensor, Tensor, torch.Size]:
     classes = logits.shape[-1]
     safe, counts, bad = _rows.check_targets(targets, classes, ignore_index, reduction, found)
-    unit = unit_rows(found, _checks.compute_dtype(logits.dtype))
-    terms, bad = _rows.by_rows(
-        logits.reshape(-1, classes), safe.reshape(-1), unit, counts.reshape(-1), bad.reshape(-1)
-    )
+    with _rows.no_autocast(logits):
+        unit = unit_rows(found, _checks.compute_dtype(logits.dtype))
+        terms, bad = _rows.by_rows(
+            logits.reshape(-1, classes), safe.reshape(-1), unit, counts.reshape(-1), bad.reshape(-1)
+        )
     return terms, counts, bad, targets.shape
 
 

@@ -42,8 +42,8 @@ class UnitEmbeddings(nn.Module):
         ``embeddings`` is no tensor or not of a floating dtype.
     ValueError
         The shape is not ``(V, D)`` with ``V, D >= 1``; a gradient is asked for; a padding index is
-        out of range; a row that is not padding is zero (after centring: is the mean itself) or has
-        an entry that is not finite.
+        out of range; a row that is not padding is zero (after centring: is the mean itself, up to
+        rounding) or has an entry that is not finite.
 
     Notes
     -----
@@ -80,7 +80,14 @@ class UnitEmbeddings(nn.Module):
             table[skipped] = 0
         if centre:
             kept = count if skipped is None else int((~skipped).sum())
-            table -= (table.sum(0, dtype=torch.float64) / kept).to(table.dtype)
+            # The largest entry of each row and not its length, whose squares may overflow.
+            size = torch.linalg.vector_norm(table, ord=inf, dim=1)
+            mean = (table.sum(0, dtype=torch.float64) / kept).to(table.dtype)
+            table -= mean
+            # What a row that is the mean leaves behind is rounding, which has no direction.
+            left = torch.linalg.vector_norm(table, ord=inf, dim=1)
+            noise = 8 * torch.finfo(table.dtype).eps * torch.maximum(size, mean.abs().max())
+            table[left.isfinite() & (left <= noise)] = 0
             if skipped is not None:
                 table[skipped] = 0
         scale = _inverse_norms(table, skipped, centred=centre)

@@ -6,7 +6,7 @@ of the six of the published form.
 """
 
 from collections.abc import Callable, Iterator
-from math import e, log2
+from math import e, inf, log2, nan
 from typing import Any
 
 import torch
@@ -15,9 +15,9 @@ from torch import Tensor
 from lib import _checks
 from lib.emo._embeddings import Directions, unit_rows
 from lib.emo._mixture import Mixture
-from lib.emo._rows import by_rows, finish, mix
+from lib.emo._rows import by_rows, finish, mix, no_autocast
 
-__all__ = ["linear_losses"]
+__all__ = ["linear_losses", "require_finite"]
 
 _CHUNK_CELLS = 1 << 23  # logits of a chunk: 32 MiB in float32, and as much again for the costs
 _LEAST_TOKENS = 64  # fewer rows would leave a matrix product waiting for memory
@@ -39,8 +39,7 @@ def linear_losses(
     if not _checks.values_readable(hidden, weight, targets):
         return _formula(hidden, weight, targets, found, counts, bad, mixture, reduction)
     dtype = torch.promote_types(hidden.dtype, weight.dtype)
-    device = hidden.device.type
-    with torch.autocast(device, enabled=False):  # the chunks choose their precision themselves
+    with no_autocast(hidden):  # the chunks choose their precision themselves
         return _chunked(
             hidden.to(dtype), weight.to(dtype), targets, counts, found, mixture, reduction,
             torch.is_grad_enabled(),
@@ -59,8 +58,9 @@ def _formula(
 ) -> Tensor:
     """Compute the same by plain operations, holding all logits: for transforms."""
     dtype = _checks.compute_dtype(torch.promote_types(hidden.dtype, weight.dtype))
-    logits = hidden.to(dtype) @ weight.to(dtype).T
-    terms, bad = by_rows(logits, targets, unit_rows(found, dtype), counts, bad)
+    with no_autocast(hidden):
+        logits = hidden.to(dtype) @ weight.to(dtype).T
+        terms, bad = by_rows(logits, targets, unit_rows(found, dtype), counts, bad)
     losses = finish(mix(terms.cross_entropy, terms.emo(), terms.rest, mixture), counts, bad)
     if reduction == "none":
         return losses
@@ -176,6 +176,8 @@ def _pass(
         else:
             losses[here] = mix(cross_entropy, emo, rest, mixture).squeeze(1)
             a, b = mixture.weights(cross_entropy, emo, rest)
+        # Such a target has a finite mean cost, but nothing could ever raise it; the caller reports.
+        losses[here] = losses[here].masked_fill((gold_z == -inf).squeeze(1), nan)
 
         # 3 gradients: p (a + b (cost - mean cost)), and the target's own cell
         if factor is None or (d_hidden is None and d_weight is None):
@@ -194,7 +196,29 @@ def _pass(
             d_weight.addmm_(z.T, rows)
     if factor is None:
         return losses, None
+    _blame_weight(weight, d_hidden)
     return losses, (d_hidden, None if d_weight is None else d_weight.to(weight.dtype))
+
+
+def require_finite(name: str, table: Tensor, rows: Tensor | None = None) -> None:
+    """Raise for the first entry that is not finite, in the rows marked by ``rows`` if given."""
+    wrong = ~table.isfinite()
+    if rows is not None:
+        wrong &= rows.unsqueeze(-1)
+    if wrong.any():
+        at = _checks.first_true(wrong)
+        place = ", ".join(map(str, at))
+        raise ValueError(f"{name} must be finite, got {table[at].item()} at {name}[{place}]")
+
+
+def _blame_weight(weight: Tensor, d_hidden: Tensor | None) -> None:
+    """Raise if a weight that is not finite has spoilt the gradient of the states.
+
+    A logit of minus infinity leaves the loss finite, but its probability 0 times the weight's entry
+    is NaN. Looking at the states' gradient first is cheap: there are fewer states than weights.
+    """
+    if d_hidden is not None and not bool(d_hidden.isfinite().all()):
+        require_finite("weight", weight)
 
 
 def _blocks(table: Tensor, dtype: torch.dtype) -> Iterator[tuple[slice, Tensor]]:
@@ -235,4 +259,7 @@ def _by_autograd(
         )  # fmt: skip
         wanted = [leaf for leaf, need in zip((hidden, weight), needs, strict=True) if need]
         found = iter(torch.autograd.grad(loss, wanted, upstream, create_graph=again))
-    return [next(found) if need else None for need in needs]
+    gradients = [next(found) if need else None for need in needs]
+    if _checks.values_readable(upstream):
+        _blame_weight(weight, gradients[0])
+    return gradients

@@ -1,7 +1,7 @@
 """How cross-entropy and EMO share one loss: fixed weights, and the weights of published code."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
@@ -19,6 +19,11 @@ class Mixture:
 
     Equations: :eq:`eq:emo-published`, :eq:`eq:emo-published-two`, :eq:`eq:emo-mixture`
 
+    Raises
+    ------
+    ValueError
+        ``rule`` is unknown; a weight is negative or not finite; ``cap`` is not positive.
+
     Examples
     --------
     >>> Mixture.fixed(cross_entropy=0.5, emo=0.5).rule
@@ -30,6 +35,17 @@ class Mixture:
     emo: float = 0.0
     cap: float | None = None
 
+    def __post_init__(self) -> None:
+        """Check the fields here, so that no way of making a mixture skips it."""
+        if self.rule not in get_args(_Rule):
+            known = ", ".join(map(repr, get_args(_Rule)))
+            raise ValueError(f"rule must be one of {known}, got {self.rule!r}")
+        for name, weight in (("cross_entropy", self.cross_entropy), ("emo", self.emo)):
+            if not 0 <= weight < float("inf"):
+                raise ValueError(f"{name} must be a finite weight of at least 0, got {weight}")
+        if self.cap is not None and not self.cap > 0:
+            raise ValueError(f"cap must be positive, got {self.cap}")
+
     @classmethod
     def fixed(cls, *, cross_entropy: float, emo: float) -> "Mixture":
         """Give every token the same two weights, both finite and not negative.
@@ -39,9 +55,6 @@ class Mixture:
         ValueError
             A weight is negative or not finite.
         """
-        for name, weight in (("cross_entropy", cross_entropy), ("emo", emo)):
-            if not 0 <= weight < float("inf"):
-                raise ValueError(f"{name} must be a finite weight of at least 0, got {weight}")
         return cls("fixed", cross_entropy, emo)
 
     @classmethod
@@ -49,15 +62,14 @@ class Mixture:
         r"""Half cross-entropy, half EMO scaled to its size: the code's ``emo1``.
 
         :math:`a = \frac12`, :math:`b = \frac12\,\ell_{CE} / \ell_{EMO}`, the ratio held constant in
-        the gradient and cut at ``cap``. Without a cap the value is that of cross-entropy.
+        the gradient and cut at ``cap``. Without a cap the value is that of cross-entropy (half of
+        it where EMO is 0 or rounding: there the ratio counts as 0).
 
         Raises
         ------
         ValueError
             ``cap`` is not positive.
         """
-        if cap is not None and not cap > 0:
-            raise ValueError(f"cap must be positive, got {cap}")
         return cls("emo scaled to cross-entropy", cap=cap)
 
     @classmethod

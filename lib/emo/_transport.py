@@ -29,7 +29,7 @@ class _Exact(torch.autograd.Function):
             cost, log = ot.emd2(left, right, table, log=True)
             values.append(float(cost))
             duals.append(torch.as_tensor(log["u"], dtype=torch.float64))
-        ctx.save_for_backward(torch.stack(duals).to(p))
+        ctx.save_for_backward(torch.stack(duals).to(p) if duals else torch.zeros_like(p))
         return torch.tensor(values, dtype=p.dtype, device=p.device)
 
     @staticmethod

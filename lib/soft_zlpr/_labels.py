@@ -1,5 +1,6 @@
 """Make labels soft: smoothing in three ways, and mixup of labels or of losses."""
 
+from math import nan
 from typing import Literal
 
 import torch
@@ -48,6 +49,7 @@ def smooth_labels(targets: Tensor, rate: float, *, mask: Tensor | None = None) -
     [0.8999999761581421, 0.10000000149011612, 0.0]
     """
     labels = _labels(targets, rate, 0.5)
+    mask = _checks.check_mask(mask, labels, of="targets")
     soft = torch.lerp(labels, 1 - labels, rate)
     return soft if mask is None else soft.masked_fill(~mask, 0)
 
@@ -99,7 +101,8 @@ def smooth_spans(
     radius
         At least 1.
     mask
-        Bool, broadcastable to the targets; True counts, for instance ``i <= j``.
+        Bool, broadcastable to the targets; True counts, for instance ``i <= j``. Targets must be
+        0 where it is False.
 
     Returns
     -------
@@ -128,7 +131,16 @@ def smooth_spans(
     free = labels == 0
     if bool((~free & (labels != 1)).any()):
         raise ValueError("targets must hold only 0 and 1 to be shared among spans")
+    mask = _checks.check_mask(mask, labels, of="targets")
     if mask is not None:
+        # Such a cell would give to others a part of what it must not have itself.
+        clash = ~free & ~mask
+        if bool(clash.any()):
+            at = _checks.first_true(clash)
+            raise ValueError(
+                f"targets must be 0 where the mask is False, got {labels[at].item()} "
+                f"at targets{list(at)}"
+            )
         free = free & mask
     steps = torch.arange(-radius, radius + 1, device=labels.device).abs()
     near = (steps[:, None] + steps[None, :] <= radius).to(labels.dtype)
@@ -219,11 +231,7 @@ def mixup(values: Tensor, weight: Tensor | float, order: Tensor) -> Tensor:
     [[1.0, 0.75], [1.0, 0.25]]
     """
     floating = values if values.dtype.is_floating_point else values.to(torch.get_default_dtype())
-    if order.shape != floating.shape[:1]:
-        raise ValueError(
-            f"order must have one entry per sample, expected {tuple(floating.shape[:1])}, "
-            f"got {tuple(order.shape)}"
-        )
+    _check_order(order, floating)
     return torch.lerp(floating[order], floating, _along(weight, floating))
 
 
@@ -271,16 +279,40 @@ def mixup_loss(
     >>> [f"{mixup_loss(logits, labels, 0.5, order, mix=mix):.4f}" for mix in ("losses", "labels")]
     ['1.5890', '1.7918']
     """
+    if mix not in ("labels", "losses"):
+        raise ValueError(f"mix must be 'labels' or 'losses', got {mix!r}")
+    _checks.check_logits(logits)
+    _checks.check_labels("targets", targets, logits)
+    _check_order(order, targets)
     if mix == "labels":
+        # Before mixing, as a mean of two values out of range may lie in it.
+        bad = _out_of_range(targets)
         if not targets.dtype.is_floating_point:
             targets = targets.to(_checks.compute_dtype(logits.dtype))
+        if _checks.values_readable(logits, targets, mask):
+            _refuse_out_of_range(targets, bad)
+        else:
+            targets = targets.masked_fill(bad, nan)  # which makes the loss NaN, as elsewhere
         return soft_zlpr_loss(logits, mixup(targets, weight, order), mask=mask, reduction=reduction)
-    if mix != "losses":
-        raise ValueError(f"mix must be 'labels' or 'losses', got {mix!r}")
     own = soft_zlpr_loss(logits, targets, mask=mask, reduction="none")
     other = soft_zlpr_loss(logits, targets[order], mask=mask, reduction="none")
     _checks.check_reduction(reduction, own.numel())
     return _checks.reduce(torch.lerp(other, own, _along(weight, own)), reduction)
+
+
+def _check_order(order: Tensor, values: Tensor) -> None:
+    """Raise unless ``order`` is int64 with one entry per sample of ``values``.
+
+    Other dtypes are not merely unusual: to index with bool or uint8 is to select by a mask.
+    """
+    dtype = getattr(order, "dtype", type(order).__name__)
+    if dtype != torch.int64:
+        raise TypeError(f"order must have dtype torch.int64, got {dtype}")
+    if order.shape != values.shape[:1]:
+        raise ValueError(
+            f"order must have one entry per sample, expected {tuple(values.shape[:1])}, "
+            f"got {tuple(order.shape)}"
+        )
 
 
 def _along(weight: Tensor | float, values: Tensor) -> Tensor:
@@ -304,10 +336,19 @@ def _labels(targets: Tensor, rate: float, most: float, *, closed: bool = True) -
     if targets.dtype.is_complex:
         raise TypeError(f"targets must be bool or real, got {targets.dtype}")
     labels = targets if targets.dtype.is_floating_point else targets.to(torch.get_default_dtype())
-    bad = ~((labels >= 0) & (labels <= 1))
+    _refuse_out_of_range(labels, _out_of_range(labels))
+    return labels
+
+
+def _out_of_range(labels: Tensor) -> Tensor:
+    """Where a label is below 0, above 1, or NaN."""
+    return ~((labels >= 0) & (labels <= 1))
+
+
+def _refuse_out_of_range(labels: Tensor, bad: Tensor) -> None:
+    """Raise for the first bad label, if there is one."""
     if bool(bad.any()):
         at = _checks.first_true(bad)
         raise ValueError(
             f"targets must lie in [0, 1], got {labels[at].item()} at targets{list(at)}"
         )
-    return labels

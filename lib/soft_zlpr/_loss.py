@@ -70,10 +70,10 @@ def soft_zlpr_loss(
     ones agree with it to rounding.
 
     The derivative with respect to a target, :math:`e^{-s_i}/(1+\mathsf A) - e^{s_i}/(1+\mathsf B)`,
-    exceeds every dtype where a target of 0 or 1 meets a score far on the wrong side of what a
-    change would ask for. It stays finite: exponents are cut at 87 (708 in float64), and the result
-    at the end of the targets' own dtype (in compiled graphs and transforms, which round by
-    themselves, float16 targets may still receive an infinite derivative there).
+    exceeds every dtype where a target of 0 or 1 meets a score far on its right side: to move the
+    target would cost that much. It stays finite: exponents are cut at 87 (708 in float64), and
+    the result at the end of the targets' own dtype (in compiled graphs and transforms, which round
+    by themselves, float16 targets may still receive an infinite derivative there).
 
     Source: Su 2022 (kexue 9064), without its clipping.
 

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from lib import _checks
+from lib.zlpr._refusals import refuse
 
 __all__ = ["fit_temperature", "zlpr_probability"]
 
@@ -60,7 +61,7 @@ def fit_temperature(logits: Tensor, targets: Tensor, *, mask: Tensor | None = No
     logits
         Scores on held-out data, any shape. A cell at :math:`-\infty` does not count.
     targets
-        Labels or degrees in [0, 1], of the same shape, bool or real.
+        Labels or degrees in [0, 1], of the same shape, bool or real; 0 where nothing counts.
     mask
         Bool, broadcastable; True counts.
 
@@ -88,12 +89,13 @@ def fit_temperature(logits: Tensor, targets: Tensor, *, mask: Tensor | None = No
     _checks.check_labels("targets", targets, logits)
     mask = _checks.check_mask(mask, logits)
     counts = logits != -inf if mask is None else mask & (logits != -inf)
+    # The rules of the loss, and its sentences. NaN is in no range and is different from 0.
+    bad = ~((targets >= 0) & (targets <= 1)) | (~counts & (targets != 0))
+    bad |= counts & ~(logits < inf)
+    if bool(bad.any()):
+        refuse("targets", logits.detach(), targets.detach(), mask, soft=True)
     s = logits.detach()[counts].to(torch.float64)
     t = targets.detach()[counts].to(torch.float64)
-    if not bool(s.isfinite().all()):
-        raise ValueError("logits must be finite or -inf where they count, got NaN or inf")
-    if not bool(((t >= 0) & (t <= 1)).all()):
-        raise ValueError("targets must lie in [0, 1]")
     reach = float(s.abs().max()) if s.numel() else 0.0
     if reach == 0:
         raise ValueError("no factor changes scores of 0: no counting logit is different from 0")

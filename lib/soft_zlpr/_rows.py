@@ -226,7 +226,7 @@ def _target_slopes(
 ) -> Tensor:
     """Gradient with respect to the targets; what leaves the range of their dtype stops at its end.
 
-    A confident score on the wrong side of a target of 0 or 1 has a derivative of ``exp(|s|)``.
+    A confident score on the right side of a target of 0 or 1 has a derivative near ``exp(|s|)``.
     """
     slopes = torch.empty_like(targets, memory_format=torch.contiguous_format)
     most = _most(shifts.dtype)

@@ -7,7 +7,7 @@ How the numbers stay right:
 
 * a log-sum-exp is kept as two numbers, the largest score and the logarithm of the sum above it,
   until the end. Their rounded sum is what PyTorch's backward pass starts from; at scores near 1e4
-  in single precision its gradient is therefore off by up to a thousandth. This one is not;
+  in single precision its gradient is therefore off by up to half a thousandth. This one is not;
 * the maximum over nothing (a row without a counting score) is minus infinity with gradient zero;
 * half-precision input is computed in float32, sums over subsets in float64;
 * sums over subsets only add: every term is positive, so nothing cancels.
@@ -26,6 +26,7 @@ from torch.utils.checkpoint import checkpoint
 
 from lib import _checks
 from lib.softmax._arguments import (
+    check_dim_type,
     check_floating,
     check_scores,
     check_subset_size,
@@ -95,9 +96,10 @@ def smooth_max(
     Notes
     -----
     Right to a few units in the last place of the larger of value and :math:`1/\gamma`, at any
-    scale of the scores; the gradient to a few units of each entry. With ``gamma=1`` and no mask it
-    is ``torch.logsumexp``, whose gradient is NaN where nothing counts and whose backward pass
-    starts from the rounded result.
+    scale of the scores. Each entry of the gradient is right to a few units in its last place,
+    times one plus its depth :math:`\gamma(\max_j s_j - s_i)`. With ``gamma=1`` and no mask it is
+    ``torch.logsumexp``, whose gradient is NaN where nothing counts and whose backward pass starts
+    from the rounded result.
 
     Where no Python error can depend on a value (``torch.compile``, ``torch.func`` transforms, …), a
     bad score makes its result NaN instead. Derivatives of any order exist.
@@ -156,7 +158,8 @@ def streaming_logsumexp(
     Raises
     ------
     TypeError
-        A chunk is neither a tensor of a floating dtype nor a function that returns one.
+        ``chunks`` is itself a tensor or a function; a chunk is neither a tensor of a floating dtype
+        nor a function that returns one; ``dim`` is no integer.
     ValueError
         There are no chunks; chunks disagree; a score is NaN or :math:`+\infty`.
     IndexError
@@ -180,6 +183,12 @@ def streaming_logsumexp(
     >>> [f"{value:.4f}" for value in streaming_logsumexp(parts)]
     ['3.1972', '3.1972']
     """
+    # Iterating over a tensor would cut it along its first dimension, whatever ``dim`` says.
+    if isinstance(chunks, Tensor) or (callable(chunks) and not isinstance(chunks, Iterable)):
+        raise TypeError(
+            f"chunks must be an iterable of tensors or functions, got {type(chunks).__name__}; "
+            f"write [chunks] for one"
+        )
     top: Tensor | None = None
     excess: Tensor | None = None
     for number, chunk in enumerate(chunks):
@@ -367,7 +376,8 @@ def smooth_f1(
     Raises
     ------
     TypeError
-        An argument is no tensor or has a dtype of the wrong kind.
+        An argument is no tensor or has a dtype of the wrong kind; ``dim`` is neither None nor an
+        integer.
     ValueError
         Shapes or devices disagree; a counting number is outside [0, 1] or NaN.
     IndexError
@@ -391,6 +401,8 @@ def smooth_f1(
     check_floating("probabilities", probabilities)
     _checks.check_labels("targets", targets, probabilities, "probabilities")
     mask = _checks.check_mask(mask, probabilities, "probabilities")
+    if dim is not None:
+        check_dim_type(dim)
     dtype = _checks.compute_dtype(probabilities.dtype)
     p, y = probabilities.to(dtype), targets.to(dtype)
     if mask is not None:

@@ -7,6 +7,7 @@ from torch import Tensor
 from lib import _checks
 
 __all__ = [
+    "check_dim_type",
     "check_floating",
     "check_scores",
     "check_subset_size",
@@ -26,10 +27,17 @@ def check_floating(name: str, tensor: object) -> None:
         raise TypeError(f"{name} must have a floating-point dtype, got {tensor.dtype}")
 
 
+def check_dim_type(dim: object) -> None:
+    """Raise unless ``dim`` is an integer; PyTorch's own errors do not name the argument."""
+    if isinstance(dim, bool) or not isinstance(dim, int):
+        raise TypeError(f"dim must be an int, got {type(dim).__name__}")
+
+
 def check_scores(name: str, scores: object, dim: int) -> int:
     """Raise unless there is at least one score along ``dim``; return how many there are."""
     check_floating(name, scores)
     assert isinstance(scores, Tensor)  # for the type checker
+    check_dim_type(dim)
     if not -scores.dim() <= dim < scores.dim():
         raise IndexError(
             f"dim must be a dimension of {name}, got {dim} for shape {tuple(scores.shape)}"

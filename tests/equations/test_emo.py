@@ -1129,8 +1129,8 @@ def ce(p, target):
     source=f"{SU2023}; {CODE}",
     theirs="The article presents the mean cost as the final loss; the logged loss of the code is "
     "read as its value.",
-    ours="The code trains cross-entropy and EMO together. Its value is that of cross-entropy to "
-    "the last digit, so the log cannot show what EMO does.",
+    ours="The code trains cross-entropy and EMO together. Without a cap its value is that of "
+    "cross-entropy wherever the mean cost is not 0, so the log cannot show what EMO does.",
 )
 @given(cases(widths=(2, 5)))
 def test_value_of_the_published_mixture(form, check, case):

@@ -553,15 +553,19 @@ def regret(s, t):
     "eq:soft-regret",
     kind="identity",
     source=OURS,
-    hypotheses="0 < t_i < 1",
+    hypotheses="degrees in [0, 1]; the infimum is attained if 0 < t_i < 1 for all i",
     right=regret,
     wrong={"the floor is not squared": lambda s, t: regret(s, t) + log(1 + mass_c(t))},
 )
 @given(cases(most=4, inner=True))
 def test_regret(form, check, case):
     s, t = case
-    best = float(soft_torch(solve(lambda x: soft_torch(x, tensor(t)), len(t)), tensor(t)))
+    place = solve(lambda x: soft_torch(x, tensor(t)), len(t))
+    best = float(soft_torch(place, tensor(t)))
     check.equal(form(s, t), soft(s, t) - best, tol=1e-9)
+    # Hard labels beside them: their scores run off, and leave nothing in the limit.
+    s, t, far = [0.3, -0.2, *s], [1.0, 0.0, *t], [40.0, -40.0, *place.tolist()]
+    check.equal(form(s, t), soft(s, t) - soft(far, t), tol=1e-9)
 
 
 def exponential(s, t):
@@ -800,7 +804,7 @@ def fit_exists(s, t):
     "eq:soft-fit-exists",
     kind="identity",
     source=OURS,
-    hypotheses="not all scores 0",
+    hypotheses="degrees in [0, 1], not all scores 0",
     right=fit_exists,
     wrong={
         "the first condition alone": lambda s, t: (
@@ -809,11 +813,23 @@ def fit_exists(s, t):
         "the second condition alone": lambda s, t: (
             sum(v * (1 - d) if v > 0 else -v * d for v, d in zip(s, t, strict=True)) > 0
         ),
+        "degrees as labels at one half": lambda s, t: fit_exists(s, [d > 0.5 for d in t]),
     },
 )
-@given(st.lists(st.tuples(scores(-3, 3), st.integers(0, 1)), min_size=1, max_size=4))
+@given(
+    # In eighths, so that a sum of products is 0 exactly where it is 0.
+    st.lists(
+        st.tuples(
+            st.integers(-24, 24).map(lambda v: v / 8),
+            st.one_of(st.integers(0, 1), st.integers(0, 8).map(lambda v: v / 8)),
+        ),
+        min_size=1,
+        max_size=4,
+    )
+)
 def test_fit_exists(form, check, pairs):
     extra = [([1.0, -1.0], [1, 0]), ([1.0, -1.0], [0, 1]), ([2.0, 1.0], [1, 0])]
+    extra += [([1.0, -1.0], [0.875, 0.125]), ([1.0, -1.0], [0.125, 0.875]), ([1.0], [0.5])]
     s, y = [p[0] for p in pairs], [p[1] for p in pairs]
     for scores_, labels in [*extra, (s, y)]:
         if not any(scores_):
@@ -1061,19 +1077,30 @@ def share_spans_plain(gold, rate, size):
     "eq:smoothing-spans",
     kind="definition",
     source="after Zhu and Li 2022",
-    hypotheses="radius 1; cells with i <= j count; a gold cell without free neighbours keeps 1",
+    hypotheses="radius 1; cells with i <= j count; 0 <= eta <= 1/5; where U(g) is empty g keeps 1",
     right=share_spans,
     wrong={"a fixed quarter for each neighbour": share_spans_plain},
 )
-@given(st.sets(st.tuples(st.integers(0, 5), st.integers(0, 5)), min_size=1, max_size=3))
-def test_smoothing_spans(form, check, cells):
-    gold = {(min(c), max(c)) for c in cells} | {(0, 5)}
-    table = torch.zeros(6, 6, dtype=torch.float64)
-    for cell in gold:
-        table[cell] = 1
-    soft_table = smooth_spans(table, 0.2, mask=torch.ones(6, 6, dtype=torch.bool).triu())
-    check.equal(form(gold, 0.2, 6), soft_table)
-    check.equal(soft_table.sum(), float(len(gold)))
+@given(
+    st.sets(st.tuples(st.integers(0, 5), st.integers(0, 5)), min_size=1, max_size=12),
+    degrees(0.01, 0.2),
+)
+def test_smoothing_spans(form, check, cells, rate):
+    mask = torch.ones(6, 6, dtype=torch.bool).triu()
+    block = {(i, j) for i in range(3) for j in range(i, 3)}  # (0, 0) to (1, 1) lack free neighbours
+    # Four gold cells about (2, 3), whose only free neighbour it is: it gets 4 eta.
+    cross = {(i, j) for i in range(6) for j in range(i, 6)} - {(2, 3)}
+    for gold in ({(min(c), max(c)) for c in cells} | {(0, 5)}, block, cross):
+        table = torch.zeros(6, 6, dtype=torch.float64)
+        for cell in gold:
+            table[cell] = 1
+        soft_table = smooth_spans(table, rate, mask=mask)
+        check.equal(form(gold, rate, 6), soft_table)
+        check.equal(soft_table.sum(), float(len(gold)))
+        # Beyond 1/5 the total may be less, as it is for the cross.
+        above = smooth_spans(table, 0.3, mask=mask).sum()
+        check.at_most(above, float(len(gold)), slack=1e-12)
+    check.equal(above, len(cross) - (4 * 0.3 - 0.7))
 
 
 # ---------------------------------------------------------------- 7 computing it

@@ -520,7 +520,7 @@ def test_curvature_is_a_variance(form, check, pairs, gamma):
     "eq:lse-hessian-bound",
     kind="inequality",
     source=STANDARD,
-    hypotheses="equality for two scores that share everything",
+    hypotheses="equality for two scores that share everything; for n > 2 in the limit",
     right=lambda gamma: gamma / 2,
     wrong={"a quarter, as for one sigmoid": lambda gamma: gamma / 4},
 )
@@ -821,7 +821,7 @@ def test_cold_cross_entropy(form, check, case):
     "eq:ce-zero-one",
     kind="inequality",
     source=STANDARD,
-    hypotheses="ties count as mistakes; equality for a tie with one rival",
+    hypotheses="ties count as mistakes; equality for two classes that tie",
     right=lambda loss: loss / log(2),
     wrong={"in natural units": lambda loss: loss},
 )
