@@ -226,7 +226,7 @@ class TestFactorisedLoss:
                 torch.testing.assert_close(a, b * size, rtol=1e-5, atol=0)
 
     def test_bf16_training_is_not_capped(self):
-        """The published form takes the positives away from the sum, and stops near 4."""
+        """The published form takes the positives away from the sum, and stops near 3."""
         assert train(lambda *args: factorised_zlpr_loss(*args, reduction="sum")) > 20
         assert train(published_subtraction) < 5
 
@@ -606,6 +606,34 @@ class TestStreamingLoss:
         with pytest.raises(error, match=message):
             streaming_zlpr_loss(queries, keys, positives, bias=change.get("bias"), causal=True)
 
+    @pytest.mark.parametrize("tile", [1 << 17, 7])  # by filled tables, by tiles
+    @pytest.mark.parametrize(
+        ("query", "key", "value"),
+        [(1e20, 1e20, "inf"), (1e20, -1e20, "-inf"), ([1e20, -1e20], 1e20, "nan")],
+    )
+    def test_products_that_overflow_are_named(self, monkeypatch, tile, query, key, value):
+        monkeypatch.setattr(streaming, "_TILE_CELLS", tile)
+        queries, keys = torch.zeros(2, 2, 6, 2), torch.zeros(2, 2, 6, 2)
+        queries[1, 0, 2], keys[1, 0, 4] = torch.tensor(query), torch.tensor(key)
+        positives = torch.full((2, 2, 1, 2), -1)
+        positives[1, 0] = torch.tensor([2, 4])
+        place = rf"got {value} at \(queries @ keys.mT \+ bias\)\[1, 0, 2, 4\]"
+        with pytest.raises(ValueError, match=f"finite products where they count, {place}"):
+            streaming_zlpr_loss(queries, keys, positives, causal=True)
+
+    @pytest.mark.parametrize("tile", [1 << 17, 7])
+    def test_products_that_do_not_count_may_overflow(self, monkeypatch, tile):
+        """Below the diagonal; and a negative at minus infinity adds nothing."""
+        monkeypatch.setattr(streaming, "_TILE_CELLS", tile)
+        queries, keys = torch.zeros(2, 1, 1, 6, 2)
+        clean = streaming_zlpr_loss(queries, keys, torch.tensor([[[[0, 1]]]]), causal=True)
+        queries[..., 4, :], keys[..., 2, :] = 1e20, 1e20  # cell (4, 2) alone
+        loss = streaming_zlpr_loss(queries, keys, torch.tensor([[[[0, 1]]]]), causal=True)
+        assert loss.item() == clean.item()
+        keys[..., 5, :] = -1e20  # and (4, 5)
+        loss = streaming_zlpr_loss(queries, keys, torch.tensor([[[[0, 1]]]]), causal=True)
+        torch.testing.assert_close(loss.item(), math.log(20) + math.log(2))
+
     @CUDA
     def test_cuda_agrees(self):
         queries, keys = torch.randn(2, 2, 3, 6, 4)
@@ -661,6 +689,33 @@ class TestSpans:
         torch.testing.assert_close(loss.double(), true, rtol=1e-5, atol=0)
         pointer.loss(hidden, positives, mask).backward()
         assert all(parameter.grad.isfinite().all() for parameter in pointer.parameters())
+
+    @pytest.mark.parametrize("rubbish", [math.nan, INF])
+    def test_what_is_masked_may_be_anything(self, rubbish):
+        """Maxima over a row or a column must not see it, or they hide every span."""
+        torch.manual_seed(0)
+        pair, start, end = torch.randn(2, 6, 6), torch.randn(2, 3, 6), torch.randn(2, 3, 6)
+        mask = torch.tensor([[True] * 5 + [False], [False] + [True] * 5])
+        clean = factorised_spans(pair, start, end, mask=mask)
+        assert len(clean.cells) > 0
+        hidden = ~mask[:, None]
+        pair = pair.masked_fill(hidden, rubbish).masked_fill(~mask[..., None], rubbish)
+        start, end = start.masked_fill(hidden, rubbish), end.masked_fill(hidden, rubbish)
+        spans = factorised_spans(pair, start, end, mask=mask)
+        assert torch.equal(spans.cells, clean.cells)
+        assert torch.equal(spans.scores, clean.scores)
+
+    @pytest.mark.parametrize("kind", [GlobalPointer, EfficientGlobalPointer])
+    def test_padding_states_may_be_anything(self, kind):
+        torch.manual_seed(0)
+        pointer, hidden = kind(6, 3, 4), torch.randn(1, 7, 6)
+        mask = torch.tensor([[True] * 5 + [False] * 2])
+        clean = pointer.spans(hidden, mask)
+        assert len(clean.cells) > 0
+        hidden[:, 5:] = math.nan
+        spans = pointer.spans(hidden, mask)
+        assert torch.equal(spans.cells, clean.cells)
+        assert torch.equal(spans.scores, clean.scores)
 
     def test_refuses_what_the_loss_refuses(self):
         pair, start, end = torch.zeros(1, 3, 3), torch.zeros(1, 1, 3), torch.zeros(1, 1, 3)

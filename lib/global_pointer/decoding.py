@@ -44,7 +44,9 @@ def factorised_spans(
 
     Parameters
     ----------
-    pair_scores, start_scores, end_scores, mask, causal
+    pair_scores
+        As in :func:`factorised_zlpr_loss`, as a table only.
+    start_scores, end_scores, mask, causal
         As in :func:`factorised_zlpr_loss`.
 
     Returns
@@ -84,6 +86,9 @@ def factorised_spans(
     keep = keep_cells(shape, mask, causal, pair)
     if keep is not None:
         pair = pair.masked_fill(~keep, -inf)
+    if mask is not None:  # anything may stand there, and the maxima below must not see it
+        hidden = ~mask.unsqueeze(1)
+        start, end = start.masked_fill(hidden, -inf), end.masked_fill(hidden, -inf)
     if start.numel() == 0:
         return Spans(start.new_empty((0, 4), dtype=torch.int64), start.new_empty(0))
     by_column = pair.amax(1, keepdim=True) + start.amax(2, keepdim=True) + end

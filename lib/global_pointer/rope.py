@@ -26,7 +26,7 @@ def apply_rope(x: Tensor, *, base: float = 10000.0) -> Tensor:
     x : Tensor
         Shape ``(..., L, d)``, floating point, d even. Row i is position i, counted from 0.
     base : float
-        Above 1. The slowest plane turns by about 1/base per position.
+        Above 1. The slowest plane turns by base^(2/d − 1) per position, near 1/base for large d.
 
     Returns
     -------

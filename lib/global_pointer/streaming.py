@@ -1,7 +1,8 @@
 """ZLPR of a standard pointer's tables, from queries and keys."""
 
 from collections.abc import Callable, Iterator
-from math import inf
+from itertools import product
+from math import inf, nan
 from typing import Any, NamedTuple
 
 import torch
@@ -14,6 +15,7 @@ from lib.global_pointer._arguments import (
     check_mask,
     check_positives,
     finite_top,
+    keep_cells,
     kind,
     no_autocast,
     refuse_infinite,
@@ -78,7 +80,8 @@ def streaming_zlpr_loss(
     ValueError
         Shapes or devices disagree; ``reduction`` is unknown; the mean over no head is asked for.
         Values: a positive out of range, half filler, with i > j under `causal`, or on a masked
-        cell; a query, key or bias that counts and is not finite.
+        cell; a query, key or bias that counts and is not finite; a product of theirs that counts
+        and overflows.
 
     Notes
     -----
@@ -112,14 +115,70 @@ def streaming_zlpr_loss(
         queries, keys = queries.masked_fill(hidden, 0), keys.masked_fill(hidden, 0)
     queries, keys = upcast(queries), upcast(keys)
     bias = queries.new_zeros(shape.heads) if bias is None else upcast(bias)
+    arguments = (queries, keys, bias, positives, mask, causal)
     if _checks.values_readable(queries, keys, bias, positives, mask):
         refuse_positives(positives, mask, causal, shape.length)
         refuse_infinite(queries=queries, keys=keys, bias=bias)
-    if _worth_streaming(queries) and _checks.values_readable(queries, keys, bias, positives, mask):
-        losses = _streaming(queries, keys, bias, positives, mask, causal)
+        losses = _checked_losses(*arguments)
     else:
-        losses = _table_losses(queries, keys, bias, positives, mask, causal)
+        losses = _table_losses(*arguments)
     return _checks.reduce(losses, reduction)
+
+
+def _checked_losses(
+    queries: Tensor,
+    keys: Tensor,
+    bias: Tensor,
+    positives: Tensor,
+    mask: Tensor | None,
+    causal: bool,
+) -> Tensor:
+    """Loss of each head, or an error that names the first bad product."""
+    arguments = (queries, keys, bias, positives, mask, causal)
+    try:
+        losses = (_streaming if _worth_streaming(queries) else _table_losses)(*arguments)
+    except ValueError:  # of filled tables, in words that the caller has never heard
+        _refuse_products(*arguments)
+        raise
+    if not bool(losses.detach().isfinite().all()):
+        _refuse_products(*arguments)
+    return losses
+
+
+def _refuse_products(
+    queries: Tensor,
+    keys: Tensor,
+    bias: Tensor,
+    positives: Tensor,
+    mask: Tensor | None,
+    causal: bool,
+) -> None:
+    """Raise if a score that counts is NaN or infinite, or -inf at a positive. Reads values.
+
+    Finite queries and keys can give these: products overflow. A negative at -inf adds nothing, as
+    it should. One table at a time is held, as on the way to the loss.
+    """
+    shape = Shape(*queries.shape[:3])
+    cells = cells_of(positives, shape)
+    for batch, head in product(range(shape.batch), range(shape.heads)):
+        some = slice(batch, batch + 1)
+        with no_autocast(queries):
+            scores = queries[some, head] @ keys[some, head].mT + bias[head]
+        bad = ~(scores < inf)
+        here = (cells.batch == batch) & (cells.head == head)
+        at_positives = 0, cells.row[here], cells.column[here]
+        bad[at_positives] |= scores[at_positives] == -inf
+        shown = None if mask is None else mask[some]
+        keep = keep_cells(Shape(1, 1, shape.length), shown, causal, scores)
+        if keep is not None:
+            bad = bad & keep
+        if bool(bad.any()):
+            _, row, column = at = _checks.first_true(bad)
+            raise ValueError(
+                "queries and keys must have finite products where they count, got "
+                f"{scores[at].item()} at (queries @ keys.mT + bias)"
+                f"[{batch}, {head}, {row}, {column}]"
+            )
 
 
 def _worth_streaming(queries: Tensor) -> bool:
@@ -208,7 +267,8 @@ class _Streaming(torch.autograd.Function):
         negatives = totals.to(torch.float64).log().add_(shifts)
         above = torch.logaddexp(negatives, torch.zeros_like(negatives))
         factors = (shifts - above).exp_().to(tops.dtype)
-        minus = -scores.to(torch.float64)
+        # A positive at infinity would add nothing and go unnoticed, which filled tables refuse.
+        minus = -scores.to(torch.float64).masked_fill(scores == inf, nan)
         below = log1p_sums(minus, table, len(above))
         pulls = (minus - below[table]).exp_().to(tops.dtype)
         places = (table, cells.row, cells.column)

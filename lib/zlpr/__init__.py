@@ -120,7 +120,7 @@ def sparse_zlpr_loss(
 
     which cancels as training succeeds. Here the positives are left out of the sum instead.
 
-    Equations: :eq:`eq:zlpr-loss`, :eq:`eq:zlpr-sparse`, :eq:`eq:zlpr-gradient`
+    Equations: :eq:`eq:zlpr-loss`, :eq:`eq:zlpr-sparse-fix`, :eq:`eq:zlpr-gradient`
 
     Parameters
     ----------
@@ -198,7 +198,7 @@ class ZLPRLoss(nn.Module):
 class SparseZLPRLoss(nn.Module):
     """:func:`sparse_zlpr_loss` as a module.
 
-    Equations: :eq:`eq:zlpr-loss`, :eq:`eq:zlpr-sparse`
+    Equations: :eq:`eq:zlpr-loss`, :eq:`eq:zlpr-sparse-fix`, :eq:`eq:zlpr-gradient`
 
     Parameters
     ----------
