@@ -179,6 +179,44 @@ def test_gradient_mass_of_the_regret_is_below_two():
         assert s.grad.abs().sum(-1).max() < 2 + 1e-12
 
 
+def test_the_mean_of_the_regrets_is_bounded_but_not_convex():
+    x = torch.tensor([1.2], dtype=torch.float64, requires_grad=True)
+    value = zlpr_divergence(x, torch.full_like(x, -3.0).detach())
+    (slope,) = torch.autograd.grad(value, x, create_graph=True)
+    assert torch.autograd.grad(slope.sum(), x)[0].item() < -0.09
+    generator = torch.Generator().manual_seed(9)
+    most = 0.0
+    for scale in (1, 3, 10, 30):
+        for n in (1, 5, 50):
+            s, u = torch.randn(2, 2000, n, generator=generator, dtype=torch.float64) * scale
+            s.requires_grad_()
+            values = zlpr_divergence(s, u, reduction="none")
+            values.sum().backward()
+            change = torch.nn.functional.pad((u - s).detach(), (0, 1))
+            reach = change.amax(-1) - change.amin(-1)
+            assert (values.detach() - reach).max() < 1e-12
+            most = max(most, s.grad.abs().sum(-1).max().item())
+    assert 3 < most < 4  # above the 2 of one regret
+
+
+def test_gradient_of_the_regret_in_its_target():
+    s, u = torch.randn(2, 6, generator=torch.Generator().manual_seed(12), dtype=torch.float64) * 2
+    u.requires_grad_()
+    zlpr_regret(s, u).backward()
+    w, change, t = 0.5 / u.detach().cosh(), u.detach() - s, (2 * u.detach()).sigmoid()
+    omega, up, down = (x / (1 + x.sum()) for x in (w, w * change.exp(), w * (-change).exp()))
+    torch.testing.assert_close(u.grad, 2 * (1 - t) * (up - omega) - 2 * t * (down - omega))
+
+
+def test_the_regret_stays_finite_where_only_its_target_falls():
+    # Why the docstring says that the refused value is not an infinite one.
+    low = torch.tensor([-300.0], dtype=torch.float64)
+    zero = torch.zeros_like(low)
+    torch.testing.assert_close(zlpr_regret(zero, low).item(), math.log(2))
+    for function in (sigmoid_divergence, zlpr_divergence):
+        assert function(zero, low) > 140
+
+
 # ------------------------------------------------------------------------------------- the two uses
 
 
@@ -212,6 +250,13 @@ def test_r_drop_refuses():
         r_drop(s, s[:1], torch.sum, sigmoid_divergence, alpha=1)
     with pytest.raises(ValueError, match="loss must return a scalar"):
         r_drop(s, s, lambda x: x, sigmoid_divergence, alpha=1)
+    with pytest.raises(TypeError, match=r"loss must return a torch\.Tensor, got float"):
+        r_drop(s, s, lambda x: 1.0, sigmoid_divergence, alpha=1)
+    with pytest.raises(TypeError, match=r"divergence must return a torch\.Tensor, got int"):
+        r_drop(s, s, torch.sum, lambda x, y: 0, alpha=1)
+    for name, pair in (("first", ([0.0], s)), ("second", (s, [0.0]))):
+        with pytest.raises(TypeError, match=rf"^{name} must be a torch\.Tensor, got list"):
+            r_drop(*pair, torch.sum, sigmoid_divergence, alpha=1)
 
 
 def quadratic(function, z):
@@ -245,6 +290,32 @@ def test_direction_is_the_leading_eigenvector(function, xi, dtype):
     )
     assert found.dtype == dtype
     assert ((found.double() @ leading).abs() - 1).abs().max() < 1e-4
+
+
+@pytest.mark.parametrize("function", ALL)
+def test_direction_of_inputs_that_are_not_zero(function):
+    """The sum x + xi r is rounded: 1e-3 is enough in float32, 1e-6 is not."""
+    generator = torch.Generator().manual_seed(10)
+    first = torch.randn(64, 32, generator=generator, dtype=torch.float64) / 6
+    second = torch.randn(20, 64, generator=generator, dtype=torch.float64) / 3
+    inputs = 3 * torch.randn(50, 32, generator=generator, dtype=torch.float64)
+
+    def found(xi, dtype):
+        return virtual_adversarial_direction(
+            lambda x: torch.tanh(x @ first.to(dtype).T) @ second.to(dtype).T,
+            inputs.to(dtype),
+            function,
+            xi=xi,
+            generator=torch.Generator().manual_seed(11),
+        ).double()
+
+    true = found(1e-5, torch.float64)
+    alike = [(found(xi, torch.float32) * true).sum(-1).mean() for xi in (1e-3, 1e-6)]
+    assert alike[0] > 0.999
+    assert alike[1] < 0.95
+    for dtype in (torch.float16, torch.bfloat16):
+        with pytest.raises(TypeError, match=f"^inputs must .* got {dtype}"):
+            found(1e-3, dtype)
 
 
 def test_adversarial_loss_trains_the_model_but_not_the_direction():
@@ -283,6 +354,19 @@ def test_direction_where_nothing_moves_and_what_is_refused():
         virtual_adversarial_loss(lambda x: x, inputs, sigmoid_divergence, epsilon=-1.0, xi=1.0)
     with pytest.raises(TypeError, match="inputs must be a floating-point tensor"):
         virtual_adversarial_direction(lambda x: x, inputs.long(), sigmoid_divergence, xi=1.0)
+    with pytest.raises(TypeError, match=r"steps must be an integer, got 1\.5"):
+        virtual_adversarial_direction(lambda x: x, inputs, sigmoid_divergence, xi=1.0, steps=1.5)
+    with pytest.raises(TypeError, match=r"divergence must return a torch\.Tensor"):
+        virtual_adversarial_direction(lambda x: x, inputs, lambda s, u: 0.0, xi=1.0)
+
+
+def test_direction_without_a_gradient_is_refused():
+    inputs, weight = torch.randn(2, 3), torch.ones(2, 3, requires_grad=True)
+    for forward in (torch.Tensor.detach, lambda x: weight * 2):  # no graph; none to the inputs
+        with pytest.raises(ValueError, match="differentiable in the inputs"):
+            virtual_adversarial_direction(forward, inputs, sigmoid_divergence, xi=1.0)
+    with torch.inference_mode(), pytest.raises(ValueError, match="inference mode"):
+        virtual_adversarial_direction(lambda x: x, inputs, sigmoid_divergence, xi=1.0)
 
 
 @pytest.mark.parametrize(

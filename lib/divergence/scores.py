@@ -177,7 +177,8 @@ def zlpr_regret(
     Raises
     ------
     TypeError, ValueError
-        As :func:`softmax_divergence`.
+        As :func:`softmax_divergence`; also for :math:`-\infty` in ``target`` only, although the
+        regret is finite there.
 
     Notes
     -----
@@ -217,7 +218,9 @@ def zlpr_divergence(
     Returns
     -------
     Tensor
-        As :func:`softmax_divergence`. The value does not grow with the number of quiet cells.
+        As :func:`softmax_divergence`. The value is at most the range of the changes (0 included),
+        for every number of cells; it is not convex in ``logits``. The absolute values of the
+        gradient with respect to either argument sum to less than 4 in each position.
 
     Raises
     ------

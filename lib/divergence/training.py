@@ -48,6 +48,8 @@ def r_drop(
 
     Raises
     ------
+    TypeError
+        ``first``, ``second``, or what a callable returned is not a tensor.
     ValueError
         The shapes differ, ``alpha`` is negative or not finite, or what a callable returned is not
         a scalar.
@@ -66,6 +68,8 @@ def r_drop(
     >>> print(f"{r_drop(first, second, loss, sigmoid_divergence, alpha=4):.4f}")
     2.6767
     """
+    _check_tensor("first must be", first)
+    _check_tensor("second must be", second)
     if first.shape != second.shape:
         raise ValueError(
             f"second must have the shape of first, expected {tuple(first.shape)}, "
@@ -92,17 +96,22 @@ def virtual_adversarial_direction(
 
     from a random unit vector *r*. Near :math:`r = 0` the divergence is a quadratic form, so the
     gradient multiplies *r* by its matrix, and repeating this turns *r* to the eigenvector of the
-    largest eigenvalue. The divergences of this module have right digits for tiny changes, so
-    :math:`\xi` may be small, also in float32.
+    largest eigenvalue.
+
+    The divergences of this module lose no digits for tiny changes, but :math:`x + \xi r` and
+    `forward` are rounded: keep :math:`\xi` well above the machine epsilon times the length of a
+    sample (word vectors in float32: 1e-3 or more).
 
     Equations: :eq:`eq:vat-power`, :eq:`eq:vat-quadratic`, :eq:`eq:vat-convergence`
 
     Parameters
     ----------
     forward
-        Inputs ``(B, ...)`` to logits. Deterministic (no dropout), each sample for itself.
+        Inputs ``(B, ...)`` to logits. Deterministic (no dropout), each sample for itself,
+        differentiable.
     inputs
-        What is disturbed, ``(B, ...)``, floating point: word vectors, say.
+        What is disturbed, ``(B, ...)``, float32 or float64: word vectors, say. In float16 and
+        bfloat16 a probe of this kind vanishes in the sum.
     divergence
         Two logits to one value per position or one for all. Scores that did not move have
         divergence and gradient 0.
@@ -122,9 +131,12 @@ def virtual_adversarial_direction(
     Raises
     ------
     TypeError
-        `inputs` is not a floating-point tensor.
+        `inputs` is not a tensor of float32 or float64, `steps` is not an integer, or `divergence`
+        does not return a tensor.
     ValueError
-        `inputs` has fewer than two dimensions, `xi` is not positive and finite, or `steps` < 1.
+        `inputs` has fewer than two dimensions, `xi` is not positive and finite, `steps` < 1, or
+        the scores do not depend on the inputs in a way that can be differentiated (also in
+        inference mode).
 
     Notes
     -----
@@ -220,8 +232,18 @@ def _direction(
     for _ in range(steps):
         probe = r.clone().requires_grad_()
         with torch.enable_grad():
-            moved = divergence(forward(inputs + xi * probe), target).sum()
-        (gradient,) = torch.autograd.grad(moved, probe)
+            moved = divergence(forward(inputs + xi * probe), target)
+        _check_tensor("divergence must return", moved)
+        # Without a graph there is nothing to ask. With one that leads to parameters only, the
+        # answer is None. Neither may pass as a gradient of zero, which keeps the random start.
+        gradient = None
+        if moved.requires_grad:
+            (gradient,) = torch.autograd.grad(moved.sum(), probe, allow_unused=True)
+        if gradient is None:
+            raise ValueError(
+                "forward and divergence must be differentiable in the inputs "
+                "(and not run in inference mode), got a value without a gradient"
+            )
         r = _unit(gradient, r)
     return r
 
@@ -241,9 +263,14 @@ def _check_inputs(inputs: Tensor, xi: float, steps: int) -> None:
     if not isinstance(inputs, Tensor) or not inputs.is_floating_point():
         kind = inputs.dtype if isinstance(inputs, Tensor) else type(inputs).__name__
         raise TypeError(f"inputs must be a floating-point tensor, got {kind}")
+    if inputs.dtype not in (torch.float32, torch.float64):
+        # x + xi r would round to x, and the random start would come back as the answer.
+        raise TypeError(f"inputs must have dtype float32 or float64, got {inputs.dtype}")
     if inputs.dim() < 2:
         raise ValueError(f"inputs must have shape (B, ...), got {tuple(inputs.shape)}")
     _check_number("xi", xi)
+    if not isinstance(steps, int):
+        raise TypeError(f"steps must be an integer, got {steps!r}")
     if steps < 1:
         raise ValueError(f"steps must be at least 1, got {steps}")
 
@@ -254,7 +281,13 @@ def _check_number(name: str, value: float, *, zero: bool = False) -> None:
         raise ValueError(f"{name} must be {bound} and finite, got {value}")
 
 
+def _check_tensor(duty: str, value: object) -> None:
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{duty} a torch.Tensor, got {type(value).__name__}")
+
+
 def _scalar(name: str, value: Tensor) -> Tensor:
+    _check_tensor(f"{name} must return", value)
     if value.dim() != 0:
         raise ValueError(f"{name} must return a scalar, got shape {tuple(value.shape)}")
     return value

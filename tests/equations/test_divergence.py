@@ -693,7 +693,7 @@ def expected_crowd(r, h):
     "eq:div-crowd",
     kind="limit",
     source=OURS,
-    hypotheses="independent noise of mean 0 and third moment 0; the error is of fourth order",
+    hypotheses="one pass trembles; independent symmetric noise with a fourth moment; fourth order",
     right=lambda n, r, h: n * slope(r) * h * h,
     wrong={
         "no class imbalance, so no growth with n": lambda n, r, h: slope(r) * h * h,
@@ -1061,7 +1061,7 @@ def test_the_crowd_is_averaged(form, check):
     "eq:div-zlpr-tail",
     kind="limit",
     source=OURS,
-    hypotheses="one score moves, all others rest; the error falls like exp(-|change|)",
+    hypotheses="one score s_i moves, u and the others rest; the error falls like exp(-|change|)",
     right=lambda d, w: abs(d) + log(w * (1 - w)),
     wrong={
         "slope 2": lambda d, w: 2 * abs(d) + log(w * (1 - w)),
