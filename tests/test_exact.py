@@ -271,13 +271,19 @@ def test_one_class_is_always_right():
         assert slope.abs().max() == 0
 
 
-def test_a_rival_at_minus_infinity_is_none():
+@pytest.mark.parametrize("margin", [None, 0.8])
+def test_a_rival_at_minus_infinity_is_none(margin):
     logits, targets = some_rows(shape=(6, 5))
     targets[:] = 2
     wide = torch.cat([logits, torch.full((6, 1), -INF, dtype=torch.float64)], 1)
-    torch.testing.assert_close(
-        log_expected_accuracy(wide, targets), log_expected_accuracy(logits, targets)
-    )
+    values = [exact_loss(x, targets, margin=margin, reduction="none") for x in (wide, logits)]
+    torch.testing.assert_close(*values)
+    slopes = [torch.autograd.grad(v.sum(), logits)[0] for v in values]
+    torch.testing.assert_close(*slopes)
+    alone = torch.tensor([[0.0, -INF]], dtype=torch.float64, requires_grad=True)
+    loss = exact_loss(alone, FIRST, margin=margin)
+    assert loss.item() == 0
+    assert torch.autograd.grad(loss, alone)[0].tolist() == [[0, 0]]
 
 
 def test_noise_is_a_scale():
@@ -375,6 +381,9 @@ def test_options_and_kinds_are_checked():
         exact_loss(logits, targets, margin=-1)
     with raises(ValueError, "nodes must be at least 8, got 7"):
         expected_accuracy(logits, targets, nodes=7)
+    for nodes, kind in ((16.5, "float"), (True, "bool")):
+        with raises(TypeError, f"nodes must be an int, got {kind}"):
+            expected_accuracy(logits, targets, nodes=nodes)
     with raises(ValueError, "reduction must be"):
         exact_loss(logits, targets, reduction="max")
     with raises(TypeError, "targets must have dtype torch.int64, got torch.float32"):
@@ -426,6 +435,19 @@ def test_traced_graph_equals_eager():
     (slope,) = torch.autograd.grad(loss, logits)
     (expected,) = torch.autograd.grad(exact_loss(logits, targets, log=True), logits)
     torch.testing.assert_close(slope, expected, rtol=1e-8, atol=1e-12)
+
+
+def test_forward_mode_is_that_of_torch_func():
+    logits, targets = some_rows()
+    (slope,) = torch.autograd.grad(exact_loss(logits, targets), logits)
+    direction = torch.randn(6, 7, dtype=torch.float64)
+    point = logits.detach()
+    _, along = torch.func.jvp(lambda x: exact_loss(x, targets), (point,), (direction,))
+    torch.testing.assert_close(along, (slope * direction).sum())
+    with torch.autograd.forward_ad.dual_level():
+        dual = torch.autograd.forward_ad.make_dual(point, direction)
+        with raises(NotImplementedError, "forward mode AD"):
+            exact_loss(dual, targets)
 
 
 def test_batched_upstream_gradients():

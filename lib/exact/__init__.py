@@ -67,7 +67,7 @@ def log_expected_accuracy(
     Raises
     ------
     TypeError
-        An argument is no tensor or has a dtype of the wrong kind.
+        An argument is no tensor or has a dtype of the wrong kind; ``nodes`` is no int.
     ValueError
         Shapes or devices disagree; ``noise`` or ``nodes`` is out of range; a target is no class or
         has a logit of :math:`-\infty`; a logit is NaN or :math:`+\infty`.
@@ -76,8 +76,9 @@ def log_expected_accuracy(
     -----
     Where no Python error can depend on a value (``torch.compile``, ``torch.func`` transforms, CUDA
     graph capture), a row with a bad value becomes NaN instead. With one class the result is 0 and
-    the gradient too. Derivatives of any order exist; those of the second and higher orders are
-    computed by plain operations, which take more time and memory.
+    the gradient too. Derivatives of any order exist in reverse mode and under ``torch.func``; those
+    of the second and higher orders are computed by plain operations, which take more time and
+    memory. ``torch.autograd.forward_ad`` is not supported.
 
     Source: Karpukhin, Dereka and Kolesnikov 2024 (the loss); Su 2022 (kexue 9085, the integral).
 
@@ -156,7 +157,8 @@ def exact_loss(
         As in :func:`log_expected_accuracy`.
     margin
         If given, above 0: differences :math:`\mu_\tau - \mu_i` count as at most this much, so a
-        rival that is beaten by more gets gradient zero. In units of the logits.
+        rival that is beaten by more gets gradient zero. In units of the logits. A rival at
+        :math:`-\infty` is none with a margin too.
     log
         Whether to take :math:`-\log P_\tau` instead of :math:`1 - P_\tau`.
     reduction
@@ -268,8 +270,10 @@ def _log_probabilities(
     # Differences in the logits' own units: scaling first would lose digits of large scores.
     ahead = own.to(dtype) - rows.to(dtype)
     if margin is not None:
-        # Not clamp: its gradient at the margin itself is 1 for one order of arguments only.
-        ahead = torch.where(ahead > margin, margin, ahead)
+        # Not clamp: its gradient at the margin itself is 1 for one order of arguments only. And a
+        # rival at -inf stays infinitely far behind: at the margin it would take part.
+        beaten = (ahead > margin) & (rows > -math.inf)
+        ahead = torch.where(beaten, margin, ahead)
     ahead = ahead / noise
     # The target is no rival of itself, and one at -inf is none either: infinitely far behind.
     ahead = ahead.scatter(1, classes_of, math.inf)
@@ -285,6 +289,8 @@ def _check_options(noise: float, margin: float | None, nodes: int | None) -> Non
         raise ValueError(f"noise must be finite and above 0, got {noise}")
     if margin is not None and not margin > 0:
         raise ValueError(f"margin must be above 0, got {margin}")
+    if nodes is not None and (isinstance(nodes, bool) or not isinstance(nodes, int)):
+        raise TypeError(f"nodes must be an int, got {type(nodes).__name__}")
     if nodes is not None and nodes < 8:
         raise ValueError(f"nodes must be at least 8, got {nodes}")
 
