@@ -1,6 +1,7 @@
 """The library behind the book *From Softmax to GPLinker*.
 
-One module per chapter, of the chapter's name: ``lib.softmax``, ``lib.zlpr``, ``lib.soft_zlpr``,
-``lib.global_pointer``, ``lib.divergence``, ``lib.exact``, ``lib.emo``, ``lib.gplinker``. Import the
-module you need: ``from lib.zlpr import zlpr_loss``.
+One package per chapter, of the chapter's name: ``lib.softmax``, ``lib.zlpr``, ``lib.soft_zlpr``,
+``lib.global_pointer``, ``lib.divergence``, ``lib.exact``, ``lib.emo``, ``lib.casrel``,
+``lib.gplinker``. What the last two share is ``lib.extraction``; ``lib.figures`` draws the book's
+figures. Import the package you need: ``from lib.zlpr import zlpr_loss``.
 """

@@ -1,4 +1,4 @@
-"""What turns texts into states: any Hugging Face encoder, or a small one trained from scratch.
+"""What turns texts into states: a Hugging Face encoder, or a small one trained from scratch.
 
 Both kinds do the same five things: cut texts into tokens, turn a batch of tokens into states, name
 their word embeddings, describe themselves, and write and read their files.
