@@ -160,7 +160,12 @@ MUTANTS = (
     _exact("tail.neg_().log1p_()", "tail.mul_(-2).log1p_()"),
     _exact("slope * slope < 2 * _NEAR_MODE * curvature", "slope < 1e30"),
     _exact("2 if tails is _tails_far else 0", "0"),
-    _exact("torch.where(ahead > margin, margin, ahead)", "ahead - margin", "lib/exact/__init__.py"),
+    _exact("torch.where(beaten, margin, ahead)", "ahead - margin", "lib/exact/__init__.py"),
+    _exact(
+        "(ahead > margin) & (rows > -math.inf)",
+        "(ahead > margin) & (rows <= math.inf)",
+        "lib/exact/__init__.py",
+    ),
     _exact(
         "rows.amax(1, keepdim=True) < math.inf",
         "rows.amax(1, keepdim=True) <= math.inf",
@@ -171,6 +176,13 @@ MUTANTS = (
     _emo("z.scatter_(1, gold, 0.0)  # out of", "z.mul_(1.0)  # out of"),
     _emo("(rest - likeness).clamp_(min=0)", "(rest + likeness).clamp_(min=0)"),
     _emo("-a * rest - b * gold_p * emo", "-a * rest"),
+    _emo("masked_fill((gold_z == -inf).squeeze(1), nan)", "clone()"),
+    _emo("    _blame_weight(weight, d_hidden)\n    return", "    return"),
+    _emo(
+        "with _rows.no_autocast(logits):\n        p =",
+        "if True:\n        p =",
+        "lib/emo/__init__.py",
+    ),
     _emo("d_weight.addmm_(z.T, rows)", "d_weight.copy_(z.T @ rows)"),
     _emo("likely = gold_p + likeness", "likely = 1 - emo"),
     _emo("gradient.mul_(upstream)", "gradient.mul_(1.0)"),
@@ -251,9 +263,24 @@ MUTANTS = (
     ),
     _pointer("(by_row > 0)", "(by_row > 1e-6)", file="lib/global_pointer/decoding.py"),
     _pointer(
+        "start, end = start.masked_fill(hidden, -inf), end.masked_fill(hidden, -inf)",
+        "pass",
+        file="lib/global_pointer/decoding.py",
+    ),
+    _pointer(
         "pair.amax(2).unsqueeze(1) + start + best_end",
         "pair.amax(2).unsqueeze(1) + (start + best_end)",
         file="lib/global_pointer/decoding.py",
+    ),
+    _decode(
+        "shapes[bisect_right(starts, start) - 1]",
+        "shapes[bisect_right(starts, start) - 2]",
+        file="lib/extraction/encoders.py",
+    ),
+    _decode(
+        'name.startswith("encoder.") and parameter not in new',
+        'name.startswith("encoder.")',
+        file="lib/extraction/model.py",
     ),
     _pointer("part[here] = -inf", "pass", file="lib/global_pointer/streaming.py"),
     _pointer(
