@@ -36,7 +36,7 @@ NO_TOKEN = "entity without tokens"
 """No token covers any character of the entity, as the tokenizer left it out."""
 
 TRUNCATED = "text truncated"
-"""Not a triple but a text was cut: it is longer than the model reads."""
+"""Not a triple but a text was cut, as it is longer than the model reads."""
 
 
 @dataclass(frozen=True, slots=True, order=True)
