@@ -987,6 +987,17 @@ class TestCreate:
             seen.add(word)
         assert seen == set(where)
 
+    def test_word_shapes_of_any_text(self, bert):
+        encoder = GPLinker.create(bert, ("r",), word_shapes=True).encoder
+
+        @given(st.text(max_size=40))
+        def check(text):
+            (tokens,) = encoder.tokenise([text])
+            for (start, end), shape in zip(tokens.offsets, tokens.inputs["shapes"], strict=True):
+                assert (shape > 0) == (start < end)
+
+        check()
+
     def test_word_shapes_are_as_wide_as_the_word_vectors(self, bert, tmp_path):
         tokenizer = AutoTokenizer.from_pretrained(bert)
         config = AlbertConfig(
