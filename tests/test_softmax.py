@@ -386,9 +386,10 @@ def test_stream_from_a_generator_along_another_dimension():
 
 
 def test_stream_of_functions_holds_one_chunk():
-    hidden = torch.randn(256, 16, requires_grad=True)
+    # Large enough that what other tests left in the heap, some ten MiB, does not decide.
+    hidden = torch.randn(2048, 16, requires_grad=True)
     weight = torch.randn(32_000, 16, requires_grad=True)
-    whole = 256 * 32_000 * 4 / 2**20
+    whole = 2048 * 32_000 * 4 / 2**20
 
     def stream():
         parts = [lambda rows=rows: hidden @ rows.T for rows in weight.split(1000)]
@@ -402,7 +403,7 @@ def test_stream_of_functions_holds_one_chunk():
     peaks = [measure.peak_mib(stream) for _ in range(3)]
     if None in peaks:
         pytest.skip("nobody counts the pages of this process")
-    assert min(peaks) < whole / 2
+    assert min(peaks) < whole / 4
     assert measure.peak_mib(full) > whole
 
 
