@@ -23,6 +23,7 @@ __all__ = [
     "check_reduction",
     "compute_dtype",
     "first_true",
+    "no_autocast",
     "not_binary",
     "reduce",
     "values_readable",
@@ -57,6 +58,15 @@ def values_readable(*tensors: Tensor | None) -> bool:
 def compute_dtype(dtype: torch.dtype) -> torch.dtype:
     """Dtype to compute in: at least single precision, so half-precision input goes up."""
     return torch.promote_types(dtype, torch.float32)
+
+
+def no_autocast(x: Tensor) -> torch.autocast:
+    """Keep autocast from sending the products of a loss to half precision.
+
+    They are computed in :func:`compute_dtype` for a reason: small differences are lost in bfloat16.
+    """
+    # Autocast does not know the meta device, where nothing is computed anyway.
+    return torch.autocast("cpu" if x.is_meta else x.device.type, enabled=False)
 
 
 def check_reduction(reduction: str, positions: int) -> None:

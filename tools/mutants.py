@@ -179,7 +179,7 @@ MUTANTS = (
     _emo("masked_fill((gold_z == -inf).squeeze(1), nan)", "clone()"),
     _emo("    _blame_weight(weight, d_hidden)\n    return", "    return"),
     _emo(
-        "with _rows.no_autocast(logits):\n        p =",
+        "with _checks.no_autocast(logits):\n        p =",
         "if True:\n        p =",
         "lib/emo/__init__.py",
     ),

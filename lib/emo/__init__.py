@@ -410,7 +410,7 @@ def soft_emo_loss(
                 "logits must be finite or -inf, and not all -inf, "
                 f"got {logits[at].item()} at logits[{', '.join(map(str, at))}]"
             )
-    with _rows.no_autocast(logits):
+    with _checks.no_autocast(logits):
         p = torch.softmax(logits.to(dtype), -1)
         unit = unit_rows(found, dtype)
         if by == "transport":
@@ -575,7 +575,7 @@ def _terms(
 ) -> tuple[_rows.Rows, Tensor, Tensor, torch.Size]:
     classes = logits.shape[-1]
     safe, counts, bad = _rows.check_targets(targets, classes, ignore_index, reduction, found)
-    with _rows.no_autocast(logits):
+    with _checks.no_autocast(logits):
         unit = unit_rows(found, _checks.compute_dtype(logits.dtype))
         terms, bad = _rows.by_rows(
             logits.reshape(-1, classes), safe.reshape(-1), unit, counts.reshape(-1), bad.reshape(-1)

@@ -15,7 +15,7 @@ from torch import Tensor
 from lib import _checks
 from lib.emo._embeddings import Directions, unit_rows
 from lib.emo._mixture import Mixture
-from lib.emo._rows import by_rows, finish, mix, no_autocast
+from lib.emo._rows import by_rows, finish, mix
 
 __all__ = ["linear_losses", "require_finite"]
 
@@ -39,7 +39,7 @@ def linear_losses(
     if not _checks.values_readable(hidden, weight, targets):
         return _formula(hidden, weight, targets, found, counts, bad, mixture, reduction)
     dtype = torch.promote_types(hidden.dtype, weight.dtype)
-    with no_autocast(hidden):  # the chunks choose their precision themselves
+    with _checks.no_autocast(hidden):  # the chunks choose their precision themselves
         return _chunked(
             hidden.to(dtype), weight.to(dtype), targets, counts, found, mixture, reduction,
             torch.is_grad_enabled(),
@@ -58,7 +58,7 @@ def _formula(
 ) -> Tensor:
     """Compute the same by plain operations, holding all logits: for transforms."""
     dtype = _checks.compute_dtype(torch.promote_types(hidden.dtype, weight.dtype))
-    with no_autocast(hidden):
+    with _checks.no_autocast(hidden):
         logits = hidden.to(dtype) @ weight.to(dtype).T
         terms, bad = by_rows(logits, targets, unit_rows(found, dtype), counts, bad)
     losses = finish(mix(terms.cross_entropy, terms.emo(), terms.rest, mixture), counts, bad)

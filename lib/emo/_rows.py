@@ -10,7 +10,7 @@ from lib import _checks
 from lib.emo._embeddings import Directions
 from lib.emo._mixture import Mixture
 
-__all__ = ["Rows", "check_targets", "mix", "no_autocast", "reduce", "refuse", "row_terms"]
+__all__ = ["Rows", "check_targets", "mix", "reduce", "refuse", "row_terms"]
 
 
 class Rows(NamedTuple):
@@ -59,15 +59,6 @@ def mix(cross_entropy: Tensor, emo: Tensor, rest: Tensor, mixture: Mixture | Non
     a, b = mixture.weights(cross_entropy, emo, rest)
     # A weight of zero switches its term off, also where the term is infinite.
     return torch.where(a == 0, 0.0, a * cross_entropy) + torch.where(b == 0, 0.0, b * emo)
-
-
-def no_autocast(x: Tensor) -> torch.autocast:
-    """Keep autocast from sending the products of a loss to half precision.
-
-    With embeddings that share a large part the costs are small differences; bfloat16 loses them.
-    """
-    # Autocast does not know the meta device, where nothing is computed anyway.
-    return torch.autocast("cpu" if x.is_meta else x.device.type, enabled=False)
 
 
 def check_targets(

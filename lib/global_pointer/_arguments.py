@@ -18,7 +18,6 @@ __all__ = [
     "finite_top",
     "keep_cells",
     "kind",
-    "no_autocast",
     "refuse_infinite",
     "refuse_positives",
     "refuse_scores",
@@ -45,11 +44,6 @@ def kind(value: object) -> str:
 def upcast(x: Tensor) -> Tensor:
     """Half precision to float32; float32 and float64 as they are."""
     return x.to(_checks.compute_dtype(x.dtype))
-
-
-def no_autocast(x: Tensor) -> torch.autocast:
-    """Keep autocast from sending the scores back to half precision."""
-    return torch.autocast(x.device.type, enabled=False)
 
 
 def finite_top(top: Tensor) -> Tensor:

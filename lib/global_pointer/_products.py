@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from lib import _checks
-from lib.global_pointer._arguments import LOG2_E, Shape, finite_top, keep_cells, no_autocast, upcast
+from lib.global_pointer._arguments import LOG2_E, Shape, finite_top, keep_cells, upcast
 from lib.zlpr import sparse_zlpr_loss
 
 __all__ = [
@@ -58,7 +58,7 @@ class Pairs(NamedTuple):
         """Return all of them."""
         if self.keys is None:
             return self.scores
-        with no_autocast(self.keys):
+        with _checks.no_autocast(self.keys):
             return self.scores @ self.keys.mT
 
     def cells(self, batch: Tensor, row: Tensor, column: Tensor) -> Tensor:
@@ -218,7 +218,7 @@ class _Factorised(torch.autograd.Function):
         weights = _exp_(_hide(end, mask) - finite_top(top)).to(dtype).contiguous()
         ridge = torch.empty(shape.batch, 1, shape.length, dtype=_WIDE, device=pair.device)
         sums = torch.empty(start.shape, dtype=dtype, device=pair.device)
-        with no_autocast(pair):
+        with _checks.no_autocast(pair):
             for tile, scores, cells in _tiles(pairs, mask, causal):
                 tops = scores.amax(-1, keepdim=True)
                 tile.by_row(ridge).copy_(tops.mT)
@@ -271,7 +271,7 @@ class _Factorised(torch.autograd.Function):
         by_row = _exp_(bound.sub_(above)).mul_(scale).to(weights.dtype)
         del bound
         to_pairs, to_end = _PairGradient(pairs), torch.empty_like(weights)
-        with no_autocast(pair):
+        with _checks.no_autocast(pair):
             # Weighed again: less work than to fetch what forward would have to store.
             for tile, scores, cells in _tiles(pairs, mask, ctx.causal):
                 cells.copy_(_exp_(scores.sub_(finite_top(tile.by_row(ridge).mT))))

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lib import _checks
-from lib.global_pointer._arguments import kind, no_autocast, upcast
+from lib.global_pointer._arguments import kind, upcast
 from lib.global_pointer.decoding import Spans, factorised_spans
 from lib.global_pointer.factorised import factorised_zlpr_loss
 from lib.global_pointer.rope import apply_rope
@@ -121,7 +121,7 @@ class GlobalPointer(nn.Module):
         """
         _check_input(hidden, mask, self.projection.in_features)
         query, key = self._queries_and_keys(hidden)
-        with no_autocast(hidden):
+        with _checks.no_autocast(hidden):
             scores = torch.matmul(query, key.transpose(-2, -1))
             if self.bias is not None:
                 scores = scores + upcast(self.bias)[:, None, None]
@@ -179,7 +179,7 @@ class GlobalPointer(nn.Module):
         query, key = self._queries_and_keys(hidden)
         found = []
         for text in range(len(hidden)):
-            with no_autocast(hidden):
+            with _checks.no_autocast(hidden):
                 scores = torch.matmul(query[text], key[text].transpose(-2, -1))
                 if self.bias is not None:
                     scores = scores + upcast(self.bias)[:, None, None]
@@ -227,7 +227,7 @@ class GlobalPointer(nn.Module):
         _check_blocks(hidden, rows, columns, self.projection.in_features)
         query, key = self._queries_and_keys(hidden)
         found = []
-        with no_autocast(hidden):
+        with _checks.no_autocast(hidden):
             for text, (i, j) in enumerate(zip(rows, columns, strict=True)):
                 scores = torch.matmul(query[text][:, i], key[text][:, j].mT)
                 if self.bias is not None:
@@ -241,7 +241,7 @@ class GlobalPointer(nn.Module):
         batch, length = hidden.shape[:2]
         by_head = projected.view(batch, length, self.heads, 2, self.head_size)
         query, key = by_head.permute(3, 0, 2, 1, 4)
-        with no_autocast(hidden):
+        with _checks.no_autocast(hidden):
             return _turned(query, key, self.rope)
 
     def extra_repr(self) -> str:
@@ -333,13 +333,13 @@ class EfficientGlobalPointer(nn.Module):
         """
         _check_input(hidden, None, self.projection.in_features)
         (queries, keys), start, end = self._factors(hidden)
-        with no_autocast(hidden):
+        with _checks.no_autocast(hidden):
             return PointerParts(queries @ keys.mT, start, end)
 
     def _factors(self, hidden: Tensor) -> tuple[tuple[Tensor, Tensor], Tensor, Tensor]:
         """Compute the parts with queries and keys in place of their products."""
         projected = upcast(self.projection(hidden))
-        with no_autocast(hidden):
+        with _checks.no_autocast(hidden):
             query, key = projected.chunk(2, dim=-1)
             layer = self.head_scores
             by_head = F.linear(projected, upcast(layer.weight), upcast(layer.bias)) / 2

@@ -17,7 +17,6 @@ from lib.global_pointer._arguments import (
     finite_top,
     keep_cells,
     kind,
-    no_autocast,
     refuse_infinite,
     refuse_positives,
     upcast,
@@ -119,30 +118,16 @@ def streaming_zlpr_loss(
     if _checks.values_readable(queries, keys, bias, positives, mask):
         refuse_positives(positives, mask, causal, shape.length)
         refuse_infinite(queries=queries, keys=keys, bias=bias)
-        losses = _checked_losses(*arguments)
+        try:
+            losses = (_streaming if _worth_streaming(queries) else _table_losses)(*arguments)
+        except ValueError:  # of filled tables, in words that the caller has never heard
+            _refuse_products(*arguments)
+            raise
+        if not bool(losses.detach().isfinite().all()):
+            _refuse_products(*arguments)
     else:
         losses = _table_losses(*arguments)
     return _checks.reduce(losses, reduction)
-
-
-def _checked_losses(
-    queries: Tensor,
-    keys: Tensor,
-    bias: Tensor,
-    positives: Tensor,
-    mask: Tensor | None,
-    causal: bool,
-) -> Tensor:
-    """Loss of each head, or an error that names the first bad product."""
-    arguments = (queries, keys, bias, positives, mask, causal)
-    try:
-        losses = (_streaming if _worth_streaming(queries) else _table_losses)(*arguments)
-    except ValueError:  # of filled tables, in words that the caller has never heard
-        _refuse_products(*arguments)
-        raise
-    if not bool(losses.detach().isfinite().all()):
-        _refuse_products(*arguments)
-    return losses
 
 
 def _refuse_products(
@@ -162,7 +147,7 @@ def _refuse_products(
     cells = cells_of(positives, shape)
     for batch, head in product(range(shape.batch), range(shape.heads)):
         some = slice(batch, batch + 1)
-        with no_autocast(queries):
+        with _checks.no_autocast(queries):
             scores = queries[some, head] @ keys[some, head].mT + bias[head]
         bad = ~(scores < inf)
         here = (cells.batch == batch) & (cells.head == head)
@@ -221,7 +206,7 @@ def _table_losses(
     causal: bool,
 ) -> Tensor:
     """Loss of each head from filled tables, by plain operations."""
-    with no_autocast(queries):
+    with _checks.no_autocast(queries):
         scores = queries @ keys.mT + bias[:, None, None]
     return losses_of_tables(scores, positives, mask, causal)
 
@@ -295,7 +280,7 @@ class _Streaming(torch.autograd.Function):
             part.sub_(shifts[tile.tables, None, None]).mul_(LOG2_E).exp2_()
             part.mul_(factors[tile.tables, None, None])
             part[_places(tile, table, row, column)] = pulls[tile.positives]
-            with no_autocast(queries):
+            with _checks.no_autocast(queries):
                 some_queries = by_table[0][tile.tables, tile.rows]
                 torch.bmm(part, by_table[1][tile.tables], out=by_table[2][tile.tables, tile.rows])
                 by_table[3][tile.tables].baddbmm_(part.mT, some_queries)
@@ -339,7 +324,7 @@ def _tiles(
         some = slice(first, min(first + tables, count))
         here = slice(top, min(top + rows, length))
         part = buffer[: some.stop - some.start, : here.stop - here.start]
-        with no_autocast(queries):
+        with _checks.no_autocast(queries):
             torch.bmm(flat_queries[some, here], flat_keys[some].mT, out=part)
         part.add_(by_row[some] if by_column is None else by_row[some, here])
         if by_column is not None:
