@@ -10,10 +10,11 @@ from pathlib import Path
 import pytest
 import tokenizers
 import torch
+import transformers
 from hypothesis import given
 from hypothesis import strategies as st
 from torch.profiler import profile
-from transformers import AlbertConfig, AlbertModel, AutoTokenizer, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast
 
 from lib.divergence import zlpr_divergence
 from lib.extraction import folders
@@ -333,10 +334,9 @@ def small(relations=("wrote", "lives in", "runs"), data=EIGHT, seed=0, **options
     return GPLinker.create("small", relations, texts=[e.text for e in data], **(TINY | options))
 
 
-def bert_files(folder, *, vocabulary=None, rows=None, decoder=False):
+def bert_files(folder, *, vocabulary=None, rows=None, kind="Bert", **sizes):
     """Write a randomly initialised BERT with a WordPiece tokenizer, as the hub would hold it."""
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
-    from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
     words = vocabulary or sorted({w for e in EIGHT for w in e.text.lower().split()} - {"foods"})
     entries = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *words, "food", "##s"]
@@ -353,15 +353,16 @@ def bert_files(folder, *, vocabulary=None, rows=None, decoder=False):
         model_max_length=40,
     )
     torch.manual_seed(0)
-    config = BertConfig(
+    config = getattr(transformers, f"{kind}Config")(
         vocab_size=rows or len(entries),
         hidden_size=16,
         num_hidden_layers=1,
         num_attention_heads=2,
         intermediate_size=32,
         max_position_embeddings=48,
+        **sizes,
     )
-    BertModel(config).save_pretrained(folder)
+    getattr(transformers, f"{kind}Model")(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return str(folder)
 
@@ -998,20 +999,9 @@ class TestCreate:
 
         check()
 
-    def test_word_shapes_are_as_wide_as_the_word_vectors(self, bert, tmp_path):
-        tokenizer = AutoTokenizer.from_pretrained(bert)
-        config = AlbertConfig(
-            vocab_size=len(tokenizer),
-            embedding_size=8,
-            hidden_size=16,
-            num_attention_heads=2,
-            intermediate_size=32,
-            num_hidden_layers=1,
-            max_position_embeddings=48,
-        )
-        AlbertModel(config).save_pretrained(tmp_path)
-        tokenizer.save_pretrained(tmp_path)
-        model = GPLinker.create(str(tmp_path), ("wrote", "lives in", "runs"), word_shapes=True)
+    def test_word_shapes_are_as_wide_as_the_word_vectors(self, tmp_path):
+        albert = bert_files(tmp_path, kind="Albert", embedding_size=8)
+        model = GPLinker.create(albert, ("wrote", "lives in", "runs"), word_shapes=True)
         model(**model.collate(model.prepare(EIGHT)[0])).backward()
         assert model.encoder.shapes.weight.shape == (len(SHAPES), 8)
         assert model.encoder.shapes.weight.grad.abs().max() > 0

@@ -3,7 +3,7 @@
 import click
 
 from lib.casrel.model import CasRel
-from lib.extraction.commands import extractor_commands
+from lib.extraction.commands import ENCODER_OPTIONS, extractor_commands
 
 main = extractor_commands(
     CasRel,
@@ -29,17 +29,7 @@ main = extractor_commands(
             help="Probabilities that a subject's start and end must exceed: 0.5 0.5 unless given; "
             "the published ones are 0.6 0.5.",
         ),
-        click.Option(
-            ["--freeze-embeddings/--train-embeddings"],
-            default=None,
-            help="Whether word embeddings stay as they are.",
-        ),
-        click.Option(
-            ["--word-shapes/--no-word-shapes"],
-            default=None,
-            help="Whether an encoder in lower case is told which words are capitalised.",
-        ),
-        click.Option(["--max-length"], type=click.IntRange(3), help="Most tokens per text."),
+        *ENCODER_OPTIONS,
     ],
 )
 

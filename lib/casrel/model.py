@@ -179,18 +179,13 @@ class CasRel(ExtractionModel):
         texts : iterable of str or None
             The training texts. Needed for ``"small"``, not looked at otherwise.
         **options
-            For both: ``power`` ((2, 4): the exponents of the links of subjects and of objects, see
+            ``power`` ((2, 4): the exponents of the links of subjects and of objects, see
             :func:`lib.casrel.power_probability`; (1, 1) is the usual logistic link), ``sampling``
             ("all": each step is taught the objects of all subjects of its texts; "uniform" or
             "published": of one pair per text, see :func:`lib.casrel.sample_subject`),
             ``subject_thresholds`` ((0.5, 0.5): the probabilities that starts and ends of subjects
-            must exceed; 0.6 and 0.5 are the published ones), ``freeze_embeddings`` (False: word
-            embeddings are trained too), ``max_length`` (tokens per text; 256, or the encoder's
-            limit if that is lower). For a pretrained encoder also ``word_shapes`` (False; True
-            adds what its tokenizer may hide: whether a word is capitalised, in capitals or has
-            digits). For ``"small"`` also ``hidden_size`` (192), ``layers`` (2),
-            ``attention_heads`` (6), ``dropout`` (0.1), ``word_dropout`` (0.1), ``min_count`` (2,
-            the occurrences that a word of the vocabulary needs).
+            must exceed; 0.6 and 0.5 are the published ones), and those of every model: see
+            :meth:`lib.extraction.model.ExtractionModel.create`.
 
         Returns
         -------

@@ -36,7 +36,22 @@ from lib.extraction.training import (
 )
 from lib.extraction.triples import Corpus, Example, example_from_json, example_to_json
 
-__all__ = ["extractor_commands", "read_inputs"]
+__all__ = ["ENCODER_OPTIONS", "extractor_commands", "read_inputs"]
+
+ENCODER_OPTIONS = (
+    click.Option(
+        ["--freeze-embeddings/--train-embeddings"],
+        default=None,
+        help="Whether word embeddings stay as they are.",
+    ),
+    click.Option(
+        ["--word-shapes/--no-word-shapes"],
+        default=None,
+        help="Whether an encoder in lower case is told which words are capitalised.",
+    ),
+    click.Option(["--max-length"], type=click.IntRange(3), help="Most tokens per text."),
+)
+"""Options of ``train`` for any model with an encoder of `lib.extraction.encoders`."""
 
 _CHUNK = 4096  # texts held as tokens at once by predict
 

@@ -2,7 +2,7 @@
 
 import click
 
-from lib.extraction.commands import extractor_commands
+from lib.extraction.commands import ENCODER_OPTIONS, extractor_commands
 from lib.gplinker.model import GPLinker
 
 main = extractor_commands(
@@ -25,17 +25,7 @@ main = extractor_commands(
             type=click.FloatRange(0),
             help="Weight of R-Drop: two passes a step that must agree. 0 for none.",
         ),
-        click.Option(
-            ["--freeze-embeddings/--train-embeddings"],
-            default=None,
-            help="Whether word embeddings stay as they are.",
-        ),
-        click.Option(
-            ["--word-shapes/--no-word-shapes"],
-            default=None,
-            help="Whether an encoder in lower case is told which words are capitalised.",
-        ),
-        click.Option(["--max-length"], type=click.IntRange(3), help="Most tokens per text."),
+        *ENCODER_OPTIONS,
     ],
 )
 

@@ -111,16 +111,11 @@ class GPLinker(ExtractionModel):
         texts : iterable of str or None
             The training texts. Needed for ``"small"``, not looked at otherwise.
         **options
-            For both: ``pointer`` ("efficient" or "standard"), ``head_size`` (64), ``bias_start``
+            ``pointer`` ("efficient" or "standard"), ``head_size`` (64), ``bias_start``
             (−8, see :class:`lib.global_pointer.GlobalPointer`; None for none), ``link_rope``
             (True), ``r_drop`` (0; above 0 each training step passes its texts twice and is charged
-            for the difference), ``freeze_embeddings`` (False: word embeddings are trained too),
-            ``max_length`` (tokens per text; 256, or the encoder's limit if that is lower). For a
-            pretrained encoder also ``word_shapes`` (False; True adds what its tokenizer may hide:
-            whether a word is capitalised, in capitals or has digits). For ``"small"`` also
-            ``hidden_size`` (192), ``layers`` (2), ``attention_heads`` (6), ``dropout`` (0.1),
-            ``word_dropout`` (0.1), ``min_count`` (2, the occurrences that a word of the vocabulary
-            needs).
+            for the difference), and those of every model: see
+            :meth:`lib.extraction.model.ExtractionModel.create`.
 
         Returns
         -------
