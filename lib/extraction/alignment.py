@@ -6,6 +6,7 @@ lose nothing silently: each triple is either aligned so that `span_of` gives bac
 characters, or counted with the reason.
 """
 
+import unicodedata
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -66,11 +67,13 @@ class Alignment:
 
 
 def trim_offsets(text: str, offsets: Offsets) -> tuple[tuple[int, int], ...]:
-    """Return the offsets of a tokenizer in the form that `align` and `span_of` need.
+    r"""Return the offsets of a tokenizer in the form that `align` and `span_of` need.
 
     Some tokenizers count the space before a word to its token; here the white space at both ends
-    of a token is cut off. A token left empty, or one that steps back behind the token before it,
-    stands for no characters: it becomes ``(0, 0)``, as special tokens are.
+    of a token is cut off. Some take accents away and leave them out of their offsets too; here a
+    token is widened over the combining marks behind it that no token covers, since what a reader
+    sees as one letter is one thing to mark. A token left empty, or one that steps back behind the
+    token before it, stands for no characters: it becomes ``(0, 0)``, as special tokens are.
 
     Parameters
     ----------
@@ -94,7 +97,10 @@ def trim_offsets(text: str, offsets: Offsets) -> tuple[tuple[int, int], ...]:
     --------
     >>> trim_offsets("Ada wrote", [(0, 0), (0, 3), (3, 9), (0, 0)])
     ((0, 0), (0, 3), (4, 9), (0, 0))
+    >>> trim_offsets("Cafe\u0301 Oslo", [(0, 4), (6, 10)])  # the accent has no token of its own
+    ((0, 5), (6, 10))
     """
+    loose = _loose_marks(text, offsets)
     trimmed = []
     last_start = last_end = 0
     for index, (start, end) in enumerate(offsets):
@@ -107,12 +113,24 @@ def trim_offsets(text: str, offsets: Offsets) -> tuple[tuple[int, int], ...]:
             start += 1
         while start < end and text[end - 1].isspace():
             end -= 1
+        while start < end and end in loose:
+            end += 1
         if start == end or start < last_start or end < last_end:
             trimmed.append((0, 0))
         else:
             trimmed.append((start, end))
             last_start, last_end = start, end
     return tuple(trimmed)
+
+
+def _loose_marks(text: str, offsets: Offsets) -> set[int]:
+    """Find the combining marks of a text that no token covers."""
+    if text.isascii():  # most texts; it has no marks
+        return set()
+    marks = {at for at, char in enumerate(text) if unicodedata.category(char)[0] == "M"}
+    for start, end in offsets if marks else ():
+        marks.difference_update(range(start, end))
+    return marks
 
 
 def span_of(offsets: Offsets, head: int, tail: int) -> Span:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Self
 
 import torch
-from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, processors
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -235,13 +235,30 @@ class SmallOptions:
 
 AFFIX_BUCKETS = 1024
 
+_UNSPACED = (
+    *("Han", "Hiragana", "Katakana", "Bopomofo", "Hangul", "Yi"),
+    *("Thai", "Lao", "Khmer", "Myanmar"),
+    *("Tai_Le", "New_Tai_Lue", "Tai_Tham", "Tai_Viet", "Ahom", "Javanese", "Balinese"),
+)
+"""Scripts in which white space does not set off what an entity is: most write no spaces, Korean
+writes particles to the noun before them. Each grapheme cluster of them is a word of its own."""
+
+_CLUSTERS = pre_tokenizers.Split(
+    # The sign that lengthens a kana is of no script.
+    Regex(r"(?=[" + "".join(rf"\p{{{script}}}" for script in _UNSPACED) + r"ーｰ])\X"),
+    "isolated",
+)
+
 
 class SmallEncoder(Encoder):
     """A transformer trained from scratch, small enough for a lesson or a laptop.
 
-    Words are looked up in lower case. A word unknown to the vocabulary, or dropped in training
-    with probability `word_dropout`, is seen by its shape and its last three letters only: that
-    is what lets the model meet names it has never read. Layers are pre-norm, attention uses RoPE.
+    Words are what stands between white space and punctuation; in scripts that leave no space there,
+    such as Thai, Burmese, Japanese and Korean, each grapheme cluster is one: a letter with the
+    marks that it carries. Words are looked up in lower case. A word unknown to the vocabulary, or
+    dropped in training with probability `word_dropout`, is seen by its shape and its last three
+    letters only: that is what lets the model meet names it has never read. Layers are pre-norm,
+    attention uses RoPE.
     """
 
     kind = "small"
@@ -267,7 +284,7 @@ class SmallEncoder(Encoder):
         tokenizer = Tokenizer(models.WordLevel({"[PAD]": 0, "[UNK]": 1, "[CLS]": 2}, "[UNK]"))
         tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True, strip_accents=False)
         tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-            [pre_tokenizers.BertPreTokenizer(), pre_tokenizers.Digits()]
+            [pre_tokenizers.BertPreTokenizer(), _CLUSTERS, pre_tokenizers.Digits()]
         )
         counts: Counter[str] = Counter()
         for text in texts:

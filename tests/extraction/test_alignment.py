@@ -168,6 +168,38 @@ def test_trimming() -> None:
     )  # fmt: skip
 
 
+SEEN_AS_ONE = {
+    "accent": "Cafe\u0301",
+    "two marks": "Ho\u0302\u0323i",
+    "kana with a voice mark": "カ\u3099ス",
+    "heart": "❤\ufe0f",
+    "key cap": "1\ufe0f\u20e3",
+    "vowel sign": "कमला",
+    "soft hyphen inside": "co\u00adop",
+    "zero-width space inside": "Foo\u200bBar",
+}
+
+
+@pytest.mark.parametrize("name", TOKENIZERS)
+@pytest.mark.parametrize("entity", SEEN_AS_ONE.values(), ids=list(SEEN_AS_ONE))
+@pytest.mark.parametrize("text", ["{}", "{} and more", "see {}.", "see {}, and {} too"])
+def test_what_is_seen_as_one_letter_is_in_the_span(name: str, entity: str, text: str) -> None:
+    """A tokenizer may take accents away: the span must hold them all the same."""
+    full = text.format(entity, entity)
+    span = Span(full.rindex(entity), full.rindex(entity) + len(entity))
+    example = Example("1", full, (Triple(span, "p", span),))
+    assert not check_nothing_lost(example, TOKENIZERS[name].encode(full).offsets)
+
+
+def test_marks_go_to_the_token_before_them_and_to_no_other() -> None:
+    text = "e\u0301\u0302 \u0303o"
+    assert trim_offsets(text, [(0, 0), (0, 1), (5, 6)]) == ((0, 0), (0, 3), (5, 6))
+    # A mark with a token of its own stays there; one behind a space has no letter to go to.
+    assert trim_offsets(text, [(0, 1), (1, 2), (5, 6)]) == ((0, 1), (1, 3), (5, 6))
+    # Several tokens of one letter all reach as far.
+    assert trim_offsets("e\u0301o", [(0, 1), (0, 1), (2, 3)]) == ((0, 2), (0, 2), (2, 3))
+
+
 def test_errors_name_the_values() -> None:
     with pytest.raises(ValueError, match=r"offsets\[1\] .* <= 3 .* got \(2, 4\)"):
         trim_offsets("abc", [(0, 1), (2, 4)])
