@@ -7,6 +7,7 @@ that holds another run, a full disk.
 """
 
 import errno
+import io
 import json
 import os
 import shlex
@@ -59,6 +60,17 @@ _CHUNK = 4096  # texts held as tokens at once by predict
 # Peak learning rates of encoder and heads for an encoder that is trained from scratch; those of
 # Settings suit pretrained ones, whose rates would leave new weights far from trained.
 _FROM_SCRATCH = {"small": {"lr": 1e-3, "head_lr": 2e-3}}
+
+
+class _Group(click.Group):
+    """A group of commands that speaks UTF-8, whatever the machine would have chosen."""
+
+    def main(self, *args: Any, **kwargs: Any) -> Any:
+        # A pipe on Windows, or a locale without Unicode, would garble the texts, or stop at one.
+        for stream in (sys.stdout, sys.stderr):
+            if isinstance(stream, io.TextIOWrapper):
+                stream.reconfigure(encoding="utf-8", errors="backslashreplace", newline="\n")
+        return super().main(*args, **kwargs)
 
 
 class _Command(click.Command):
@@ -244,7 +256,7 @@ def extractor_commands(
         help="Sentences at a time.",
     )
     quiet_option = click.Option(["--quiet"], is_flag=True, help="No progress on standard error.")
-    group = click.Group(help="Extract triples from text: train, evaluate and use a model.")
+    group = _Group(help="Extract triples from text: train, evaluate and use a model.")
     group.add_command(
         _Command(
             "train",

@@ -1,5 +1,6 @@
 """Replace a whole folder so that a kill in the middle loses neither the old nor the new one."""
 
+import os
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -14,13 +15,13 @@ def replace_folder(folder: Path, write: Callable[[Path], object]) -> None:
     Parameters
     ----------
     folder : Path
-        Made or replaced. Its parent must exist.
+        Made or replaced; of a symbolic link, what it points to. Its parent must exist.
     write : callable
         Gets a new, empty folder and fills it. What it raises is raised here, and then `folder` is
         as it was.
     """
     restore_folder(folder)
-    fresh, former = _beside(folder)
+    folder, fresh, former = _places(folder)
     rmtree(fresh, ignore_errors=True)  # of a write that was killed
     fresh.mkdir()
     try:
@@ -38,7 +39,7 @@ def replace_folder(folder: Path, write: Callable[[Path], object]) -> None:
 
 def restore_folder(folder: Path) -> None:
     """End a replacement that was killed: put the former folder back, or remove it."""
-    _, former = _beside(folder)
+    folder, _, former = _places(folder)
     if not former.exists():
         return
     if folder.exists():
@@ -48,6 +49,7 @@ def restore_folder(folder: Path) -> None:
             former.rename(folder)
 
 
-def _beside(folder: Path) -> tuple[Path, Path]:
-    """Return where the next and the former version of a folder stand while it is replaced."""
-    return folder.parent / f".{folder.name}.new", folder.parent / f".{folder.name}.old"
+def _places(folder: Path) -> tuple[Path, Path, Path]:
+    """Return the folder behind any links, and where its next and former version stand meanwhile."""
+    folder = Path(os.path.realpath(folder))
+    return folder, folder.parent / f".{folder.name}.new", folder.parent / f".{folder.name}.old"

@@ -49,6 +49,7 @@ import json
 import os
 import platform
 import re
+import stat
 import subprocess
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -136,6 +137,10 @@ def write_atomically(path: Path, write: Callable[[io.BufferedWriter], object]) -
     The bytes go to a hidden file beside `path`, are forced to the disk, and take the place of
     `path` by one rename. A full disk, a kill or a power cut leaves the former file as it was.
 
+    A symbolic link stays one: the file that it points to is replaced. What is no regular file (a
+    pipe, a device) cannot be replaced, nor can a file that is named by its descriptor, as
+    ``/dev/stdout`` is: they are written to as they stand.
+
     Parameters
     ----------
     path : Path
@@ -156,6 +161,12 @@ def write_atomically(path: Path, write: Callable[[io.BufferedWriter], object]) -
     ...     (Path(folder) / "note").read_text()
     'whole'
     """
+    straight = _open_straight(path)
+    if straight is not None:
+        with _Disk(straight) as file:
+            write(file)
+        return
+    path = Path(os.path.realpath(path))
     partial = path.with_name(f".{path.name}.{os.getpid()}{_PARTIAL}")
     try:
         with _Disk(io.FileIO(partial, "w")) as file:
@@ -165,6 +176,8 @@ def write_atomically(path: Path, write: Callable[[io.BufferedWriter], object]) -
                 raise (file.failure or error) from None
             file.flush()
             os.fsync(file.fileno())  # on the disk, not in a cache, before it takes its place
+        with suppress(OSError):  # a file that only its owner may read stays so
+            partial.chmod(stat.S_IMODE(path.stat().st_mode))
         os.replace(partial, path)
     except BaseException:
         with suppress(OSError):
@@ -177,6 +190,27 @@ def write_atomically(path: Path, write: Callable[[io.BufferedWriter], object]) -
             os.fsync(folder)
         finally:
             os.close(folder)
+
+
+def _open_straight(path: Path) -> io.FileIO | None:
+    """Open what must be written to as it stands; return None for a file that can be replaced."""
+    descriptor = _descriptor(path)
+    if descriptor is not None:
+        return io.FileIO(os.dup(descriptor), "w")
+    if not path.exists() or path.is_file():
+        return None
+    return io.FileIO(os.open(path, os.O_WRONLY), "w")
+
+
+def _descriptor(path: Path) -> int | None:
+    """Return the open file of this process that a path names, as ``/dev/stdout`` and links do."""
+    with suppress(OSError):
+        for _ in range(40):  # the most links that Linux follows
+            folder = os.path.realpath(path.parent)
+            if folder in ("/dev/fd", f"/proc/{os.getpid()}/fd") and path.name.isdecimal():
+                return int(path.name)
+            path = path.parent / os.readlink(path)  # what is no link ends the search
+    return None
 
 
 def remove_partials(folder: Path) -> None:

@@ -113,6 +113,59 @@ def test_predict_reads_text_and_json_and_writes_our_format(trained, tmp_path):
     assert (example.id, example.strings()) == ("a", (("Bo", "knows", "Ada"),))
 
 
+def test_predict_writes_to_what_stands_at_output(trained, tmp_path):
+    """A link, a pipe and a process substitution: none is replaced by a file."""
+    source, kept, pipe = tmp_path / "in.txt", tmp_path / "kept", tmp_path / "pipe"
+    source.write_text("Bo met Ada\n")
+    wanted = call("predict", "--model", trained[0], "--input", source).stdout
+    (tmp_path / "link").symlink_to(kept)
+    os.mkfifo(pipe)
+    through = subprocess.Popen(["cat", str(pipe)], stdout=subprocess.PIPE, text=True)
+    for target in ("link", "pipe"):
+        result = call(
+            "predict", "--model", trained[0], "--input", source, "--output", tmp_path / target
+        )
+        assert result.exit_code == 0, result.output
+    assert through.communicate(timeout=60)[0] == wanted
+    assert kept.read_text() == wanted
+    assert (tmp_path / "link").is_symlink()
+    assert pipe.is_fifo()
+    words = [sys.executable, "-m", "tests.extraction.toy", "predict", "--model", str(trained[0])]
+    command = shlex.join([*words, "--input", str(source), "--output"])
+    substituted = f"{command} >(cat > {shlex.quote(str(tmp_path / 'last'))}); wait $!"
+    done = subprocess.run(
+        ["bash", "-c", substituted],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert (tmp_path / "last").read_text() == wanted
+
+
+@pytest.mark.parametrize("encoding", ["cp1252", "utf-16"])
+def test_output_is_utf_8_whatever_the_machine_would_choose(trained, tmp_path, encoding):
+    """Texts, and a path in a message. A pipe on Windows has the code page of the machine."""
+    missing = tmp_path / "無い 😀"
+    program = "import sys; from tests.extraction.toy import main; main(sys.argv[1:])"
+    environment = {"PYTHONIOENCODING": encoding, "PYTHONUTF8": "0", "PYTHONPATH": str(ROOT)}
+    said = [
+        subprocess.run(
+            [sys.executable, "-c", program, "predict", "--model", str(model)],
+            input="Bo met Ada 中😀\nAda wrote Bo\n".encode(),
+            env={**os.environ, **environment, "OMP_NUM_THREADS": "1"},
+            capture_output=True,
+        )
+        for model in (trained[0], missing)
+    ]
+    lines = said[0].stdout.decode("utf-8").split("\n")
+    assert [json.loads(line)["text"] for line in lines[:2]] == ["Bo met Ada 中😀", "Ada wrote Bo"]
+    assert lines[2:] == [""]
+    assert said[1].returncode == 2
+    assert str(missing) in said[1].stderr.decode("utf-8")
+
+
 def test_predictions_of_many_texts_come_in_order(trained, monkeypatch):
     monkeypatch.setattr(commands, "_CHUNK", 3)
     texts = [sentence(number).text for number in range(10)]

@@ -7,12 +7,14 @@ import os
 import stat
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
 import torch
 
 from lib.extraction import records
+from lib.extraction.folders import replace_folder
 from lib.extraction.records import (
     RunRecord,
     code_version,
@@ -138,6 +140,78 @@ def test_a_file_is_replaced_whole_or_not_at_all(tmp_path):
     assert list(tmp_path.iterdir()) == [path]
     write_atomically(path, lambda file: file.write(b"latter"))
     assert path.read_bytes() == b"latter"
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_a_link_stays_and_its_file_is_replaced(tmp_path, there):
+    target = tmp_path / "elsewhere" / "file"
+    target.parent.mkdir()
+    if there:
+        target.write_bytes(b"former")
+        target.chmod(0o600)
+    for link, to in (("link", target), ("chain", tmp_path / "link")):
+        (tmp_path / link).symlink_to(to)
+        write_atomically(tmp_path / link, lambda file, link=link: file.write(link.encode()))
+        assert (tmp_path / link).is_symlink()
+        assert target.read_bytes() == link.encode()
+    assert os.listdir(target.parent) == ["file"]
+    if there:
+        assert stat.S_IMODE(target.stat().st_mode) == 0o600
+
+
+@pytest.mark.parametrize("link", [True, False])
+def test_a_pipe_is_written_to_and_stays(tmp_path, link):
+    """Nothing that is no regular file can be replaced; a device would be lost."""
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    (tmp_path / "link").symlink_to(pipe)
+    read = []
+    reader = threading.Thread(target=lambda: read.append(pipe.read_bytes()), daemon=True)
+    reader.start()
+    write_atomically(tmp_path / "link" if link else pipe, lambda file: file.write(b"through"))
+    reader.join(timeout=60)
+    assert read == [b"through"]
+    assert stat.S_ISFIFO(pipe.stat().st_mode)
+    assert sorted(os.listdir(tmp_path)) == ["link", "pipe"]
+
+
+def test_a_folder_is_refused_as_a_file(tmp_path):
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(IsADirectoryError):
+        write_atomically(tmp_path / "folder", lambda file: None)
+
+
+@pytest.mark.parametrize("name", ["/proc/self/fd/1", "link"])
+def test_standard_output_by_name_is_added_to(tmp_path, name):
+    """As in ``predict --output /dev/stdout >> file``: what the file held before stays."""
+    program = (
+        "import sys; from pathlib import Path\n"
+        "from lib.extraction.records import write_atomically\n"
+        "write_atomically(Path(sys.argv[1]), lambda file: file.write(b'new'))\n"
+    )
+    (tmp_path / "link").symlink_to("/proc/self/fd/1")
+    if not Path("/proc/self/fd").exists():
+        pytest.skip("this system names open files in another way")
+    path = name if name.startswith("/") else str(tmp_path / name)
+    kept = tmp_path / "kept"
+    kept.write_bytes(b"former, ")
+    with kept.open("ab") as out:
+        subprocess.run([sys.executable, "-c", program, path], stdout=out, check=True)
+    assert kept.read_bytes() == b"former, new"
+    assert (tmp_path / "link").is_symlink()
+    piped = subprocess.run([sys.executable, "-c", program, path], capture_output=True, check=True)
+    assert piped.stdout == b"new"
+
+
+def test_a_linked_folder_is_replaced_behind_its_link(tmp_path):
+    real = tmp_path / "disk" / "model"
+    real.mkdir(parents=True)
+    (tmp_path / "link").symlink_to(real)
+    for text in ("one", "two"):
+        replace_folder(tmp_path / "link", lambda new, text=text: (new / "file").write_text(text))
+        assert (tmp_path / "link").is_symlink()
+        assert (real / "file").read_text() == text
+    assert os.listdir(real.parent) == ["model"]
 
 
 def test_a_full_disk_is_named_even_if_torch_hides_it(tmp_path, monkeypatch):
