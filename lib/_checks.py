@@ -22,7 +22,6 @@ __all__ = [
     "check_mask",
     "check_reduction",
     "compute_dtype",
-    "first_true",
     "no_autocast",
     "not_binary",
     "reduce",
@@ -69,22 +68,24 @@ def no_autocast(x: Tensor) -> torch.autocast:
     return torch.autocast("cpu" if x.is_meta else x.device.type, enabled=False)
 
 
-def check_reduction(reduction: str, positions: int) -> None:
-    """Raise unless ``reduction`` is known and defined over this many positions."""
+def check_reduction(reduction: str) -> None:
+    """Raise unless ``reduction`` is known."""
     if reduction not in ("none", "mean", "sum"):
         raise ValueError(f"reduction must be 'none', 'mean' or 'sum', got {reduction!r}")
-    if reduction == "mean" and positions == 0:
-        raise ValueError(
-            "reduction='mean' needs at least 1 position in the leading dimensions of logits, "
-            "got 0; use 'sum' (which is 0) or 'none'"
-        )
 
 
-def reduce(values: Tensor, reduction: str) -> Tensor:
-    """Reduce one value per position: ``none`` keeps them, ``mean`` and ``sum`` give a scalar."""
+def reduce(values: Tensor, reduction: str, counts: Tensor | None = None) -> Tensor:
+    """Reduce one value per position: ``none`` keeps them, ``mean`` and ``sum`` give a scalar.
+
+    ``counts`` says which positions the mean is over; the others hold 0. The mean over nothing is 0.
+    """
     if reduction == "none":
         return values
-    return values.mean() if reduction == "mean" else values.sum()
+    if reduction == "sum":
+        return values.sum()
+    if counts is not None:
+        return values.sum() / counts.sum().clamp(min=1)
+    return values.mean() if values.numel() else values.sum()
 
 
 def check_logits(logits: Tensor) -> None:
@@ -176,16 +177,6 @@ def not_binary(labels: Tensor) -> Tensor:
     if not labels.dtype.is_floating_point:
         return ((labels != 0) & (labels != 1)).any(-1)
     return ~((labels - labels * labels).abs_().amax(-1) == 0)
-
-
-def first_true(flags: Tensor) -> tuple[int, ...]:
-    """Index of the first True in a tensor that has one."""
-    flat = int(flags.reshape(-1).to(torch.uint8).argmax())
-    index = []
-    for size in reversed(flags.shape):
-        flat, step = divmod(flat, size)
-        index.append(step)
-    return tuple(reversed(index))
 
 
 def _check_tensor(name: str, value: object) -> None:

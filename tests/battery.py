@@ -44,6 +44,7 @@ class Case:
     targets: Tensor
     mask: Tensor | None = None
     refused: bool = False
+    refused_as_list: bool = False  # a list must not name a cell that does not count
     repeated: bool = False  # lists of positives name one class twice
 
     def to(self, device: str) -> "Case":
@@ -76,6 +77,7 @@ class Loss:
     labels: Callable[[Case], Tensor]
     row: Callable[[Sequence[float], Sequence[float]], Row]
     masks: bool = True
+    listed: bool = False  # it takes lists of positives
     parts: Callable[[Sequence[float], Sequence[float]], Parts] | None = None
 
 
@@ -179,11 +181,12 @@ def meet(loss: Loss, case: Case) -> Outcome:
     labels = loss.labels(case)
     if loss.parts is not None:
         labels = labels.detach().requires_grad_()
+    refused = case.refused or (case.refused_as_list and loss.listed)
     try:
         values = loss.call(logits, labels, mask, "none")
     except ValueError as error:
-        return Outcome("right" if case.refused else "raises", notes=[str(error)])
-    if case.refused:
+        return Outcome("right" if refused else "raises", notes=[str(error)])
+    if refused:
         return Outcome("not refused")
     torch.manual_seed(1)
     upstream = torch.randn(values.shape).to(values)
@@ -355,7 +358,7 @@ def _soften(case: Case, kind: str) -> Tensor:
     }[kind]
     low, high = (torch.as_tensor(v, dtype=torch.float64).expand(hard.shape) for v in (low, high))
     soft = torch.where(hard, high, low).to(case.logits.dtype)
-    keep = case.counting() | hard if case.refused else case.counting()
+    keep = case.counting() | hard if case.refused or case.refused_as_list else case.counting()
     return soft.masked_fill(~keep, 0)
 
 
@@ -482,7 +485,7 @@ def _refused() -> Iterator[Case]:
         mask = torch.ones_like(targets)
         mask[2, 9] = False
         here = f"{share:g} positive"
-        yield Case(f"gold on a masked cell, {here}", logits, targets, mask, refused=True)
+        yield Case(f"gold on a masked cell, {here}", logits, targets, mask, refused_as_list=True)
         for value in (-INF, INF, math.nan):
             bad = logits.clone()
             bad[2, 9] = value
@@ -529,6 +532,7 @@ SPARSE = Loss(
     lambda logits, labels, mask, how: sparse_zlpr_loss(logits, labels, mask=mask, reduction=how),
     listed,
     zlpr_row,
+    listed=True,
 )
 OURS = (DENSE, DENSE_FLOAT, SPARSE)
 SOFT = Loss(

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from lib import _checks
+from lib import _checks, _refusals
 
 LOGITS = torch.zeros(2, 3, 5)
 
@@ -160,14 +160,21 @@ def test_reductions():
 
 def test_unknown_reduction():
     with raises(ValueError, "reduction must be 'none', 'mean' or 'sum', got 'batchmean'"):
-        _checks.check_reduction("batchmean", 1)
+        _checks.check_reduction("batchmean")
 
 
-def test_mean_of_nothing():
-    _checks.check_reduction("sum", 0)
-    _checks.check_reduction("none", 0)
-    with raises(ValueError, "reduction='mean' needs at least 1 position"):
-        _checks.check_reduction("mean", 0)
+def test_mean_of_nothing_is_zero_and_so_is_its_gradient():
+    leaf = torch.zeros(0, requires_grad=True)
+    assert _checks.reduce(leaf, "mean").item() == 0
+    values = torch.zeros(2, requires_grad=True)
+    mean = _checks.reduce(values, "mean", torch.tensor([False, False]))
+    assert mean.item() == 0
+    assert torch.autograd.grad(mean, values)[0].tolist() == [1, 1]  # 0 comes from the values
+
+
+def test_mean_over_what_counts():
+    values = torch.tensor([1.0, 0.0, 3.0])
+    assert _checks.reduce(values, "mean", torch.tensor([True, False, True])).item() == 2
 
 
 @pytest.mark.parametrize(
@@ -203,8 +210,8 @@ def test_other_integers_are_not_binary(value):
 def test_first_true():
     flags = torch.zeros(3, 4, 5, dtype=torch.bool)
     flags[1, 2, 3] = flags[2, 0, 0] = True
-    assert _checks.first_true(flags) == (1, 2, 3)
-    assert _checks.first_true(torch.tensor([False, True])) == (1,)
+    assert _refusals.first_true(flags) == (1, 2, 3)
+    assert _refusals.first_true(torch.tensor([False, True])) == (1,)
 
 
 def test_values_are_readable_of_plain_tensors():

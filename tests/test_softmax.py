@@ -14,9 +14,8 @@ from hypothesis import strategies as st
 from torchmetrics.functional.classification import binary_f1_score
 
 from benchmarks import measure
-from lib import _checks
+from lib import _checks, _rows
 from lib.softmax import (
-    _pairs,
     inclusion_probabilities,
     log1mexp,
     smooth_f1,
@@ -154,7 +153,7 @@ def test_the_check_tells_the_obvious_composition_apart(name):
 
 @pytest.mark.parametrize("cells", [1, 100, 1 << 17])
 def test_chunks_of_rows(monkeypatch, cells):
-    monkeypatch.setattr(_pairs, "_CHUNK_CELLS", cells)
+    monkeypatch.setattr(_rows, "CHUNK_CELLS", cells)
     scores, mask, gamma = CASES["masked"]
     assert_right(scores, mask, gamma, by_library)
     assert_right(scores.bfloat16(), mask, gamma, by_library)

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from lib import _checks
-from lib.zlpr import SparseZLPRLoss, ZLPRLoss, _rows, sparse_zlpr_loss, zlpr_loss
+from lib.zlpr import SparseZLPRLoss, ZLPRLoss, _kernels, sparse_zlpr_loss, zlpr_loss
 from tests import battery
 
 INF = math.inf
@@ -30,13 +30,13 @@ def raises(kind, message):
 @pytest.fixture
 def by_table(monkeypatch):
     """Every loss takes the path for many positives, the one of dense losses on a GPU."""
-    monkeypatch.setattr(_rows, "_LISTED_SHARE", -1)
+    monkeypatch.setattr(_kernels, "_LISTED_SHARE", -1)
 
 
 @pytest.fixture
 def by_lists(monkeypatch):
     """Every loss takes the path for few positives."""
-    monkeypatch.setattr(_rows, "_LISTED_SHARE", INF)
+    monkeypatch.setattr(_kernels, "_LISTED_SHARE", INF)
 
 
 @pytest.fixture
@@ -67,6 +67,8 @@ def test_battery_on_either_path(request, path, loss, name):
 @pytest.mark.parametrize("loss", [battery.DENSE, battery.SPARSE], ids=lambda loss: loss.name)
 @pytest.mark.parametrize("name", VALID)
 def test_battery_by_formula(by_formula, loss, name):
+    if VALID[name].refused_as_list and loss.listed:
+        pytest.skip("refused; without a look at values it gives NaN")
     outcome = battery.meet(loss, VALID[name])
     assert outcome.verdict == "right", outcome
 
@@ -195,6 +197,8 @@ def bad_cells():
 @pytest.mark.parametrize("path", ["by_table", "by_lists"])
 def test_bad_cells_are_named(request, path, form, logits, targets, mask, rule, values):
     request.getfixturevalue(path)
+    if form != "sparse" and rule.endswith("on a cell that counts"):
+        pytest.skip("a table says nothing of cells that do not count")
     if form == "sparse":
         positives = torch.full((2, 3, 2), -1)
         positives[1, 2, 1] = 7
@@ -220,10 +224,21 @@ def test_soft_targets_are_refused(value, width):
     assert "at targets[1, 3]" in str(caught.value)
 
 
-def test_soft_targets_on_masked_cells_are_refused_too():
-    targets = torch.tensor([[0.5, 1.0]])
-    with raises(ValueError, "got 0.5 at targets[0, 0]"):
-        zlpr_loss(torch.zeros(1, 2), targets, mask=targets == 1)
+@pytest.mark.parametrize("unknown", [-1.0, math.nan, 0.5, 1.0])
+@pytest.mark.parametrize("width", [3, 300_000])
+def test_targets_of_masked_cells_are_not_looked_at(unknown, width):
+    logits, targets = torch.zeros(2, width), torch.zeros(2, width)
+    targets[:, 0] = 1
+    mask = torch.ones(2, width, dtype=torch.bool)
+    mask[0, 2] = False
+    expected = zlpr_loss(logits, targets, mask=mask, reduction="none")
+    targets[0, 2] = unknown
+    assert torch.equal(zlpr_loss(logits, targets, mask=mask, reduction="none"), expected)
+    whole = -1 if math.isnan(unknown) else round(unknown)
+    integers = targets.nan_to_num(whole).long()
+    assert torch.equal(zlpr_loss(logits, integers, mask=mask, reduction="none"), expected)
+    with raises(ValueError, "hold only 0 and 1 where they count, got -1.0 at targets[1, 2]"):
+        zlpr_loss(logits, targets.index_fill(1, torch.tensor([2]), -1), mask=mask)
 
 
 @pytest.mark.parametrize("index", [-2, 4, 2**40])
@@ -245,8 +260,7 @@ def test_shapes_dtypes_and_reduction_are_checked(function):
         function(logits, labels, mask=labels)
     with raises(ValueError, "reduction must be 'none', 'mean' or 'sum', got 'average'"):
         function(logits, labels, reduction="average")
-    with raises(ValueError, "reduction='mean' needs at least 1 position"):
-        function(logits[:0], labels[:0])
+    assert function(logits[:0], labels[:0]).item() == 0
 
 
 @pytest.mark.parametrize("module", [ZLPRLoss, SparseZLPRLoss])
@@ -484,12 +498,12 @@ def test_bad_values_become_nan_where_none_can_raise():
     soft, low, high = ok.clone(), logits.clone(), logits.clone()
     soft[1, 1], low[1, 0], high[1, 2] = 0.5, -INF, INF
     mask = torch.ones(4, 3, dtype=torch.bool)
-    mask[1, 0] = False
+    mask[1, 1] = False
     expected = [False, True, False, False]
     top = logits.clone()
     top[1, 0] = INF
     bad = [(scores_, ok, None) for scores_ in (low, high, top)]
-    bad += [(logits, soft, None), (logits, ok, mask)]
+    bad += [(logits, soft, None)]
     for scores_, targets, keep in bad:
 
         def loss(s, y=targets, m=keep):
@@ -497,11 +511,11 @@ def test_bad_values_become_nan_where_none_can_raise():
 
         assert trace_whole(loss, "eager")(scores_).isnan().tolist() == expected
         assert torch.func.jvp(loss, (scores_,), (logits,))[0].isnan().tolist() == expected
-    for index in (3, -2, 2**40):
+    for index in (3, -2, 2**40, 1):  # the last is a class, but masked
         positives = torch.tensor([[0], [index], [1], [-1]])
 
         def listed(s, p=positives):
-            return sparse_zlpr_loss(s, p, reduction="none")
+            return sparse_zlpr_loss(s, p, reduction="none", mask=mask)
 
         assert trace_whole(listed, "eager")(logits).isnan().tolist() == expected
         assert torch.func.jvp(listed, (logits,), (logits,))[0].isnan().tolist() == expected

@@ -37,11 +37,11 @@ class Mutant:
         return f"{self.file}: {old}  ->  {new or '(nothing)'}"
 
 
-def _zlpr(old: str, new: str, file: str = "lib/zlpr/_rows.py") -> Mutant:
+def _zlpr(old: str, new: str, file: str = "lib/zlpr/_kernels.py") -> Mutant:
     return Mutant(file, old, new, ("tests/test_zlpr.py", "tests/test_checks.py"))
 
 
-def _soft(old: str, new: str, file: str = "lib/soft_zlpr/_rows.py") -> Mutant:
+def _soft(old: str, new: str, file: str = "lib/soft_zlpr/_kernels.py") -> Mutant:
     return Mutant(file, old, new, ("tests/test_soft_zlpr.py",))
 
 
@@ -102,18 +102,18 @@ MUTANTS = (
     _divergence("r = _unit(gradient, r)", "r = _unit(probe.detach(), r)", "training"),
     _divergence("flat / length.masked_fill(top == 0, 1)", "flat", "training"),
     # the numbers
-    _zlpr("torch.expm1(-above)", "torch.exp(-above)"),
-    _zlpr("scale / (1 + rest)", "scale / rest"),
-    _zlpr("shift.clamp(min=0)", "shift.clamp(max=0)"),
-    _zlpr("rest.log1p()", "(1 + rest).log()"),
+    _zlpr("torch.expm1(-above)", "torch.exp(-above)", file="lib/_rows.py"),
+    _zlpr("scale / (1 + rest)", "scale / rest", file="lib/_rows.py"),
+    _zlpr("shift.clamp(min=0)", "shift.clamp(max=0)", file="lib/_rows.py"),
+    _zlpr("rest.log1p()", "(1 + rest).log()", file="lib/_rows.py"),
     _zlpr("terms.neg_().mul_(factors[1])", "terms.mul_(factors[1])"),
     _zlpr("torch.where(some, -inf, score)", "torch.where(some, 0.0, score)"),
     _zlpr(
         "counts[:, 1:] &= column[:, 1:] != column[:, :-1]", "counts[:, 1:] &= column[:, 1:] >= 0"
     ),
     _zlpr("column = positives.sort(-1).values", "column = positives"),
-    _zlpr("return top.masked_fill(top == -inf, 0)", "return top"),
-    _zlpr("cells.sub_(_shift(top)).mul_(LOG2_E)", "cells.mul_(LOG2_E).sub_(_shift(top))"),
+    _zlpr("return top.masked_fill(top == -inf, 0)", "return top", file="lib/_rows.py"),
+    _zlpr("cells.sub_(finite(top)).mul_(LOG2_E)", "cells.mul_(LOG2_E).sub_(finite(top))"),
     _zlpr("cells.copy_(positive).sub_(0.5)", "cells.copy_(positive).sub_(0.0)"),
     _zlpr(".mul_(factors[0, part]).sub_(pull)", ".mul_(factors[0, part]).add_(pull)"),
     _zlpr(
@@ -124,7 +124,9 @@ MUTANTS = (
         "return torch.promote_types(dtype, torch.float32)", "return dtype", file="lib/_checks.py"
     ),
     # cells that do not count, and bad values
-    _zlpr("nothing = cells.new_tensor(-inf)", "nothing = cells.new_tensor(-1e4)"),
+    _zlpr(
+        "nothing = cells.new_tensor(-inf)", "nothing = cells.new_tensor(-1e4)", file="lib/_rows.py"
+    ),
     _zlpr("~mask.gather(1, column), -inf)", "mask.gather(1, column) & False, -inf)"),
     _zlpr(" | (counts & (score == inf)).any(-1, keepdim=True)", ""),
     _zlpr(" | (tops[2] == inf)", ""),
@@ -135,7 +137,7 @@ MUTANTS = (
     _zlpr(" and flat.storage_offset() % 8 == 0", ""),
     _zlpr("(each.cumsum(0) - each)[row]", "row"),
     # derivatives and reductions
-    _zlpr("create_graph=again", "create_graph=False"),
+    _zlpr("create_graph=again", "create_graph=False", file="lib/_rows.py"),
     _zlpr("values.mean() if", "values.sum() if", file="lib/_checks.py"),
     # soft labels
     _soft("torch.sub(1, plus, out=minus)", "minus.copy_(plus)"),
@@ -187,7 +189,7 @@ MUTANTS = (
     _emo("likely = gold_p + likeness", "likely = 1 - emo"),
     _emo("gradient.mul_(upstream)", "gradient.mul_(1.0)"),
     _emo("wrong = p.scatter(1, column, 0.0)", "wrong = p", file="lib/emo/_rows.py"),
-    _emo("total / counts.sum() if", "total / counts.numel() if", file="lib/emo/_rows.py"),
+    _emo("counts.sum().clamp(min=1)", "counts.numel()", file="lib/_checks.py"),
     _emo("0.5 * ratio", "ratio", file="lib/emo/_mixture.py"),
     _emo("emo > 4 * torch", "emo >= 0 * torch", file="lib/emo/_mixture.py"),
     _emo("odd &= ~skipped", "odd &= skipped", file="lib/emo/_embeddings.py"),
@@ -222,7 +224,6 @@ MUTANTS = (
     _pointer("part.masked_fill(~mask.unsqueeze(1), 0)", "part"),
     # smooth maxima
     _softmax("factor = upstream.unsqueeze(1) / total", "factor = upstream.unsqueeze(1)"),
-    _softmax("return top.masked_fill(top == -inf, 0)", "return top"),
     _softmax("totals.log().div_(gamma)", "totals.log().mul_(gamma)"),
     _softmax("total.masked_fill(top == -inf, 1).log() / gamma", "total.log() / gamma"),
     _softmax("if mask is not None and not ctx.branching and", "if mask is None and"),
@@ -303,7 +304,7 @@ MUTANTS = (
     _tagging("(start, bisect_left(last, start))", "(start, bisect_left(last, start + 1))"),
     _tagging("if other >= start]", "if other > start]"),
     _tagging("flatten(2).sum(2) / 2", "flatten(2).mean(2)"),
-    _tagging("bad & mask | positive & ~mask", "bad & mask"),
+    _tagging("targets.masked_fill(~mask, 0)", "targets"),
     _tagging("linear(condition, bias_map)", "linear(condition, weight_map)"),
     _casrel("(margins > 0).unbind", "(margins >= 0).unbind", file="lib/casrel/decoding.py"),
     _casrel(

@@ -16,8 +16,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from lib import _checks
-from lib.zlpr._refusals import refuse
+from lib import _checks, _refusals
 
 __all__ = [
     "conditional_layer_norm",
@@ -164,9 +163,8 @@ def power_bce_loss(
         An argument is no tensor or has a dtype of the wrong kind.
     ValueError
         Shapes or devices disagree; ``power`` is not positive and finite; ``reduction`` is unknown;
-        the mean over no cell is asked for. Values: a target other than 0 and 1; a positive on a
-        masked cell or on a logit of :math:`-\infty`; a counting logit that is NaN or
-        :math:`+\infty`.
+        values, where cells count: a target other than 0 and 1; a positive on a logit of
+        :math:`-\infty`; a logit that is NaN or :math:`+\infty`.
 
     Notes
     -----
@@ -186,9 +184,9 @@ def power_bce_loss(
     _checks.check_logits(logits)
     _checks.check_labels("targets", targets, logits)
     mask = _checks.check_mask(mask, logits)
-    _check_reduction(reduction, logits.numel(), mask, "cell")
+    _checks.check_reduction(reduction)
     losses = _cells(logits, targets, power, mask)
-    return _reduce(losses, mask, reduction)
+    return _checks.reduce(losses, reduction, mask)
 
 
 def half_pointer_loss(
@@ -257,13 +255,13 @@ def half_pointer_loss(
         )
     _checks.check_labels("targets", targets, logits)
     counts = None if mask is None else _checks.check_mask(mask, logits.flatten(2)[:, :, 0])
-    _check_reduction(reduction, logits.shape[:2].numel(), counts, "token")
+    _checks.check_reduction(reduction)
     spread = None
     if counts is not None:
         lead = (*counts.shape, *(1 for _ in logits.shape[2:]))
         spread = counts.reshape(lead).expand(logits.shape)
     tokens = _cells(logits, targets, power, spread).flatten(2).sum(2) / 2
-    return _reduce(tokens, counts, reduction)
+    return _checks.reduce(tokens, reduction, counts)
 
 
 def nearest_end_spans(starts: Iterable[int], ends: Iterable[int]) -> list[Span]:
@@ -468,13 +466,12 @@ def conditional_layer_norm(
 def _cells(logits: Tensor, targets: Tensor, power: float, mask: Tensor | None) -> Tensor:
     """Loss of each cell, 0 where the mask is False; refuses bad values, or marks them NaN."""
     scores = logits.to(_checks.compute_dtype(logits.dtype))
-    positive = targets != 0
-    bad = ~(scores < math.inf)
+    given = targets
     if mask is not None:
-        bad = bad & mask | positive & ~mask
         # What does not count must not reach a gradient, not even as 0 times NaN.
-        scores = scores.masked_fill(~mask, 0)
-    bad = bad | positive & (scores == -math.inf)
+        scores, targets = scores.masked_fill(~mask, 0), targets.masked_fill(~mask, 0)
+    positive = targets != 0
+    bad = ~(scores < math.inf) | positive & (scores == -math.inf)
     if targets.dtype != torch.bool:
         bad = bad | (targets != 0) & (targets != 1)
     losses = torch.where(
@@ -484,7 +481,7 @@ def _cells(logits: Tensor, targets: Tensor, power: float, mask: Tensor | None) -
         losses = losses.masked_fill(~mask, 0)
     losses = losses.masked_fill(bad, math.nan)
     if _checks.values_readable(logits, targets, mask) and bool(bad.any()):
-        refuse("targets", logits, targets, mask)
+        _refusals.refuse_cells("targets", logits, given, mask)
     return losses
 
 
@@ -506,16 +503,6 @@ def _negative(scores: Tensor, power: float) -> Tensor:
     return torch.where(high, above, torch.where(low, below, between))
 
 
-def _reduce(values: Tensor, counts: Tensor | None, reduction: str) -> Tensor:
-    """Reduce losses that are 0 where they do not count; the mean is over those that do."""
-    if reduction == "none":
-        return values
-    total = values.sum()
-    if reduction == "sum":
-        return total
-    return total / (values.numel() if counts is None else counts.sum())
-
-
 # ------------------------------------------------------------------------------------- the checks
 
 
@@ -529,17 +516,3 @@ def _check_scores(logits: Tensor) -> None:
         raise TypeError(f"logits must be a torch.Tensor, got {type(logits).__name__}")
     if not logits.dtype.is_floating_point:
         raise TypeError(f"logits must have a floating-point dtype, got {logits.dtype}")
-
-
-def _check_reduction(reduction: str, size: int, counts: Tensor | None, unit: str) -> None:
-    """Raise unless the reduction is known and has something to take the mean of."""
-    if reduction not in ("none", "mean", "sum"):
-        raise ValueError(f"reduction must be 'none', 'mean' or 'sum', got {reduction!r}")
-    if reduction == "mean":
-        if counts is not None and _checks.values_readable(counts):
-            size = int(counts.sum())
-        if size == 0:
-            raise ValueError(
-                f"reduction='mean' needs at least 1 {unit} that counts, got 0; "
-                "use 'sum' (which is 0) or 'none'"
-            )

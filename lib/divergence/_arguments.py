@@ -5,7 +5,7 @@ from math import inf, nan
 import torch
 from torch import Tensor
 
-from lib import _checks
+from lib import _checks, _refusals
 
 
 def prepare(
@@ -22,7 +22,7 @@ def prepare(
     if not other.dtype.is_floating_point:
         raise TypeError(f"{name} must have a floating-point dtype, got {other.dtype}")
     mask = _checks.check_mask(mask, logits)
-    _checks.check_reduction(reduction, logits.shape[:-1].numel())
+    _checks.check_reduction(reduction)
     nothing = (logits == -inf) & (other == -inf)
     keep = ~nothing if mask is None else mask & ~nothing
     wrong = keep & ~(logits.isfinite() & other.isfinite())
@@ -31,7 +31,7 @@ def prepare(
         bad = wrong.any(-1)
         keep = keep & ~wrong
     elif wrong.any():
-        at = _checks.first_true(wrong)
+        at = _refusals.first_true(wrong)
         place = ", ".join(map(str, at))
         raise ValueError(
             "scores that count must be finite, or -inf in both arguments, got "

@@ -22,7 +22,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from lib import _checks
+from lib import _checks, _refusals
 from lib.emo import _rows
 from lib.emo._embeddings import Directions, UnitEmbeddings, directions, unit_rows
 from lib.emo._linear import linear_losses, require_finite
@@ -93,7 +93,7 @@ def emo_loss(
         An argument is no tensor or has a dtype of the wrong kind.
     ValueError
         Shapes or devices disagree; ``reduction`` is unknown; ``embeddings`` requires a gradient.
-        Values: a target out of range or on a padding row; a mean over no position; a logit that is
+        Values: a target out of range or on a padding row; a logit that is
         NaN or :math:`+\infty`; a target whose logit is :math:`-\infty`; an embedding row that is
         zero or not finite.
 
@@ -396,7 +396,7 @@ def soft_emo_loss(
             "target_probabilities are constants of the loss and get no gradient; "
             "pass target_probabilities.detach()"
         )
-    _checks.check_reduction(reduction, logits.shape[:-1].numel())
+    _checks.check_reduction(reduction)
     found = directions(embeddings, logits.shape[-1], logits.device)
     dtype = _checks.compute_dtype(logits.dtype)
     q = target_probabilities.to(dtype)
@@ -405,7 +405,7 @@ def soft_emo_loss(
         wrong = ~(logits < float("inf"))
         wrong |= (logits == -float("inf")).all(-1, keepdim=True)
         if wrong.any():
-            at = _checks.first_true(wrong)
+            at = _refusals.first_true(wrong)
             raise ValueError(
                 "logits must be finite or -inf, and not all -inf, "
                 f"got {logits[at].item()} at logits[{', '.join(map(str, at))}]"
@@ -437,7 +437,7 @@ class _Mixed(nn.Module):
         reduction: _checks.Reduction = "mean",
     ) -> None:
         super().__init__()
-        _checks.check_reduction(reduction, 1)
+        _checks.check_reduction(reduction)
         if mixture is not None:
             _check_mixture(mixture)
         self.embeddings = _frozen(embeddings)
@@ -509,7 +509,7 @@ class KernelScoreLoss(nn.Module):
         reduction: _checks.Reduction = "mean",
     ) -> None:
         super().__init__()
-        _checks.check_reduction(reduction, 1)
+        _checks.check_reduction(reduction)
         self.embeddings = _frozen(embeddings)
         self.ignore_index, self.reduction = ignore_index, reduction
 
@@ -595,13 +595,13 @@ def _finish(
     if _checks.values_readable(losses.detach()) and bool(bad.any()):
         _rows.refuse("logits", logits.detach(), torch.where(counts, targets, 0), counts)
     losses = _rows.finish(losses, counts.reshape(-1), bad).reshape(shape)
-    return _rows.reduce(losses, counts, reduction)
+    return _checks.reduce(losses, reduction, counts)
 
 
 def _check_distribution(q: Tensor, is_padding: Tensor | None) -> None:
     negative = ~(q >= 0)
     if negative.any():
-        at = _checks.first_true(negative)
+        at = _refusals.first_true(negative)
         raise ValueError(
             f"target_probabilities must be at least 0, got {q[at].item()} "
             f"at target_probabilities[{', '.join(map(str, at))}]"
@@ -610,7 +610,7 @@ def _check_distribution(q: Tensor, is_padding: Tensor | None) -> None:
     limit = 1e-5 if q.dtype in (torch.float32, torch.float64) else 1e-2
     off = ~((total - 1).abs() <= limit)
     if off.any():
-        at = _checks.first_true(off)
+        at = _refusals.first_true(off)
         raise ValueError(
             f"target_probabilities must sum to 1, got {total[at].item():.6g} "
             f"at row {at if at else 0}"

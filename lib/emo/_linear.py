@@ -6,13 +6,14 @@ of the six of the published form.
 """
 
 from collections.abc import Callable, Iterator
-from math import e, inf, log2, nan
+from math import inf, nan
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from lib import _checks
+from lib import _checks, _refusals
+from lib._rows import LOG2_E
 from lib.emo._embeddings import Directions, unit_rows
 from lib.emo._mixture import Mixture
 from lib.emo._rows import by_rows, finish, mix
@@ -22,7 +23,6 @@ __all__ = ["linear_losses", "require_finite"]
 _CHUNK_CELLS = 1 << 23  # logits of a chunk: 32 MiB in float32, and as much again for the costs
 _LEAST_TOKENS = 64  # fewer rows would leave a matrix product waiting for memory
 _BLOCK_ROWS = 1 << 13  # rows of a half-precision table converted at a time
-_LOG2_E = log2(e)
 
 
 def linear_losses(
@@ -62,9 +62,7 @@ def _formula(
         logits = hidden.to(dtype) @ weight.to(dtype).T
         terms, bad = by_rows(logits, targets, unit_rows(found, dtype), counts, bad)
     losses = finish(mix(terms.cross_entropy, terms.emo(), terms.rest, mixture), counts, bad)
-    if reduction == "none":
-        return losses
-    return losses.sum() / (counts.sum() if reduction == "mean" else 1)
+    return _checks.reduce(losses, reduction, counts)
 
 
 class _Chunked(torch.autograd.Function):
@@ -90,10 +88,7 @@ class _Chunked(torch.autograd.Function):
         if reduction != "none" and any(needs):
             share = 1 / max(1, int(counts.sum())) if reduction == "mean" else 1.0
         losses, ctx.gradients = _pass(hidden, weight, targets, counts, found, mixture, share, needs)
-        if reduction == "none":
-            return losses
-        total = losses.sum()
-        return total / counts.sum() if reduction == "mean" else total
+        return _checks.reduce(losses, reduction, counts)
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
@@ -105,7 +100,7 @@ class _Chunked(torch.autograd.Function):
         # Handed over once: autograd may keep these very tensors as the leaves' gradients.
         gradients, ctx.gradients = ctx.gradients, None
         if gradients is None:
-            factor = upstream / counts.sum() if ctx.reduction == "mean" else upstream
+            factor = upstream / counts.sum().clamp(min=1) if ctx.reduction == "mean" else upstream
             factor = factor.expand(targets.shape)
             _, gradients = _pass(
                 hidden, weight, targets, counts, ctx.found, ctx.mixture, factor, needs
@@ -153,7 +148,7 @@ def _pass(
         _products(rows, weight, z)
         gold_z = z.gather(1, gold)
         top = z.amax(1, keepdim=True)
-        z.sub_(top).mul_(_LOG2_E).exp2_()
+        z.sub_(top).mul_(LOG2_E).exp2_()
         gold_p = z.gather(1, gold)
         z.scatter_(1, gold, 0.0)  # out of the sums: nothing is subtracted later
         rest = z.sum(1, keepdim=True)
@@ -206,7 +201,7 @@ def require_finite(name: str, table: Tensor, rows: Tensor | None = None) -> None
     if rows is not None:
         wrong &= rows.unsqueeze(-1)
     if wrong.any():
-        at = _checks.first_true(wrong)
+        at = _refusals.first_true(wrong)
         place = ", ".join(map(str, at))
         raise ValueError(f"{name} must be finite, got {table[at].item()} at {name}[{place}]")
 

@@ -6,11 +6,11 @@ from typing import NamedTuple, NoReturn
 import torch
 from torch import Tensor
 
-from lib import _checks
+from lib import _checks, _refusals
 from lib.emo._embeddings import Directions
 from lib.emo._mixture import Mixture
 
-__all__ = ["Rows", "check_targets", "mix", "reduce", "refuse", "row_terms"]
+__all__ = ["Rows", "check_targets", "mix", "refuse", "row_terms"]
 
 
 class Rows(NamedTuple):
@@ -66,9 +66,9 @@ def check_targets(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Targets safe to gather with, where they count, and where they are bad.
 
-    Raises where values can be read: for a target that is no class, and for a mean over nothing.
+    Raises where values can be read, for a target that is no class.
     """
-    _checks.check_reduction(reduction, 1)
+    _checks.check_reduction(reduction)
     counts = targets != ignore_index
     bad = counts & ((targets < 0) | (targets >= classes))
     safe = torch.where(counts & ~bad, targets, 0)
@@ -78,21 +78,16 @@ def check_targets(
         padded = torch.zeros_like(bad)
     if _checks.values_readable(targets):
         if bool(bad.any()):
-            at = _checks.first_true(bad)
+            at = _refusals.first_true(bad)
             raise ValueError(
                 f"targets must be classes in [0, {classes}) or ignore_index = {ignore_index}, "
-                f"got {targets[at].item()} at {_place('targets', at)}"
+                f"got {targets[at].item()} at {_refusals.place('targets', at)}"
             )
         if bool(padded.any()):
-            at = _checks.first_true(padded)
+            at = _refusals.first_true(padded)
             raise ValueError(
                 "targets must not be padding rows of the embeddings, "
-                f"got {targets[at].item()} at {_place('targets', at)}"
-            )
-        if reduction == "mean" and not bool(counts.any()):
-            raise ValueError(
-                "reduction='mean' needs at least 1 target that counts, got "
-                f"{targets.numel()} targets, all ignored; use 'sum' (which is 0) or 'none'"
+                f"got {targets[at].item()} at {_refusals.place('targets', at)}"
             )
     return safe, counts, bad | padded
 
@@ -101,26 +96,18 @@ def refuse(name: str, logits: Tensor, targets: Tensor, counts: Tensor) -> NoRetu
     """Raise for the first bad logit of ``logits`` ``(..., V)``, of which there is one."""
     wrong = counts.unsqueeze(-1) & ~(logits < inf)
     if wrong.any():
-        at = _checks.first_true(wrong)
+        at = _refusals.first_true(wrong)
         raise ValueError(
             f"{name} must be finite or -inf where they count, got {logits[at].item()} "
-            f"at {_place(name, at)}"
+            f"at {_refusals.place(name, at)}"
         )
     gold = logits.gather(-1, targets.unsqueeze(-1)).squeeze(-1)
-    at = _checks.first_true(counts & (gold == -inf))
+    at = _refusals.first_true(counts & (gold == -inf))
     cell = (*at, int(targets[at]))
     raise ValueError(
-        f"a target must have a finite logit, got {_place('targets', at)} = {cell[-1]} "
-        f"and {_place(name, cell)} = -inf"
+        f"a target must have a finite logit, got {_refusals.place('targets', at)} = {cell[-1]} "
+        f"and {_refusals.place(name, cell)} = -inf"
     )
-
-
-def reduce(losses: Tensor, counts: Tensor, reduction: str) -> Tensor:
-    """Reduce one loss per position; the mean is over the positions that count."""
-    if reduction == "none":
-        return losses
-    total = losses.sum()
-    return total / counts.sum() if reduction == "mean" else total
 
 
 def by_rows(
@@ -143,7 +130,3 @@ def by_rows(
 def finish(losses: Tensor, counts: Tensor, bad: Tensor) -> Tensor:
     """Zero where a row does not count, NaN where it is bad."""
     return torch.where(counts, losses, 0.0).masked_fill(bad, nan)
-
-
-def _place(name: str, index: tuple[int, ...]) -> str:
-    return f"{name}[{', '.join(map(str, index))}]"

@@ -16,7 +16,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from lib import _checks
 from lib.emo import UnitEmbeddings, emo_loss
 
 __all__ = [
@@ -236,7 +235,8 @@ def variety(tokens: Tensor) -> tuple[float, float, float]:
 
     Texts of different length cannot be compared: ``tokens`` is ``(B, L)``, pairs stay in a row.
     """
-    _checks.check_reduction("mean", tokens.numel())
+    if tokens.numel() == 0:
+        raise ValueError(f"tokens must hold at least 1 token, got shape {tuple(tokens.shape)}")
     _, counts = torch.unique(tokens, return_counts=True)
     share = counts.double() / tokens.numel()
     pairs = torch.stack([tokens[:, :-1].flatten(), tokens[:, 1:].flatten()], 1)

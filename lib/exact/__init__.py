@@ -24,7 +24,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from lib import _checks
+from lib import _checks, _refusals
 from lib.exact._rows import default_nodes, log_probabilities
 
 __all__ = ["ExactLoss", "exact_loss", "expected_accuracy", "log_expected_accuracy"]
@@ -173,8 +173,7 @@ def exact_loss(
     Raises
     ------
     TypeError, ValueError
-        As :func:`log_expected_accuracy`; ``margin`` is not above 0; ``reduction`` is unknown; the
-        mean over no position is asked for.
+        As :func:`log_expected_accuracy`; ``margin`` is not above 0; ``reduction`` is unknown.
 
     Examples
     --------
@@ -187,7 +186,7 @@ def exact_loss(
     ['0.4562', '39.0707']
     """
     _checks.check_logits(logits)
-    _checks.check_reduction(reduction, logits.shape[:-1].numel())
+    _checks.check_reduction(reduction)
     log_p = _log_probabilities(logits, targets, noise, margin, None)
     if log:
         return _checks.reduce(-log_p, reduction)
@@ -225,7 +224,7 @@ class ExactLoss(nn.Module):
     ) -> None:
         super().__init__()
         _check_options(noise, margin, None)
-        _checks.check_reduction(reduction, 1)
+        _checks.check_reduction(reduction)
         self.noise = noise
         self.margin = margin
         self.log = log
@@ -300,24 +299,20 @@ def _refuse(logits: Tensor, targets: Tensor, outside: Tensor) -> None:
     classes = logits.shape[-1]
     outside = outside.reshape(targets.shape)
     if outside.any():
-        at = _checks.first_true(outside)
+        at = _refusals.first_true(outside)
         raise ValueError(
             f"targets must be classes in [0, {classes}), "
-            f"got {targets[at].item()} at {_place('targets', at)}"
+            f"got {targets[at].item()} at {_refusals.place('targets', at)}"
         )
     lost = logits.gather(-1, targets.unsqueeze(-1)).squeeze(-1) == -math.inf
     if lost.any():
-        at = _checks.first_true(lost)
+        at = _refusals.first_true(lost)
         label = int(targets[at])
         raise ValueError(
-            f"a target must have a finite logit, got {_place('targets', at)} = {label} "
-            f"and {_place('logits', (*at, label))} = -inf"
+            f"a target must have a finite logit, got {_refusals.place('targets', at)} = {label} "
+            f"and {_refusals.place('logits', (*at, label))} = -inf"
         )
-    at = _checks.first_true(~(logits < math.inf))
+    at = _refusals.first_true(~(logits < math.inf))
     raise ValueError(
-        f"logits must be finite or -inf, got {logits[at].item()} at {_place('logits', at)}"
+        f"logits must be finite or -inf, got {logits[at].item()} at {_refusals.place('logits', at)}"
     )
-
-
-def _place(name: str, index: tuple[int, ...]) -> str:
-    return f"{name}[{', '.join(map(str, index))}]" if index else name

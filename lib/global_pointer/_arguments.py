@@ -6,16 +6,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from lib import _checks
+from lib import _checks, _refusals
 
 __all__ = [
-    "LOG2_E",
     "Shape",
     "check_mask",
     "check_parts",
     "check_positives",
     "check_scores",
-    "finite_top",
     "keep_cells",
     "kind",
     "refuse_infinite",
@@ -23,9 +21,6 @@ __all__ = [
     "refuse_scores",
     "upcast",
 ]
-
-LOG2_E = 1.4426950408889634
-"""PyTorch's exp is many times slower than its exp2 on a CPU where the result underflows."""
 
 
 class Shape(NamedTuple):
@@ -44,11 +39,6 @@ def kind(value: object) -> str:
 def upcast(x: Tensor) -> Tensor:
     """Half precision to float32; float32 and float64 as they are."""
     return x.to(_checks.compute_dtype(x.dtype))
-
-
-def finite_top(top: Tensor) -> Tensor:
-    """Largest terms, 0 where there is none: infinity minus infinity must not arise."""
-    return top.masked_fill(top == -inf, 0)
 
 
 def keep_cells(shape: Shape, mask: Tensor | None, causal: bool, like: Tensor) -> Tensor | None:
@@ -152,7 +142,7 @@ def refuse_positives(positives: Tensor, mask: Tensor | None, causal: bool, lengt
         bad = bad | ~(filler | counts)
     if not bool(bad.any()):
         return
-    at = _checks.first_true(bad)
+    at = _refusals.first_true(bad)
     cell, place = tuple(positives[at].tolist()), f"positives[{', '.join(map(str, at))}]"
     if outside[at]:
         raise ValueError(
@@ -180,7 +170,7 @@ def refuse_scores(
         if counts is not None:
             bad = bad & counts
         if bool(bad.any()):
-            at = _checks.first_true(bad)
+            at = _refusals.first_true(bad)
             raise ValueError(
                 f"{name} must be finite or -inf where they count, got {scores[at].item()} "
                 f"at {name}[{', '.join(map(str, at))}]"
@@ -194,7 +184,7 @@ def refuse_infinite(**tensors: Tensor) -> None:
             continue
         least, most = values.aminmax()  # both NaN if one is
         if not bool((least > -inf) & (most < inf)):
-            at = _checks.first_true(~values.isfinite())
+            at = _refusals.first_true(~values.isfinite())
             raise ValueError(
                 f"{name} must be finite where they count, got {values[at].item()} "
                 f"at {name}[{', '.join(map(str, at))}]"

@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 
 from lib import _checks
-from lib.global_pointer._arguments import LOG2_E, Shape, finite_top, keep_cells, upcast
+from lib._rows import LOG2_E, finite
+from lib.global_pointer._arguments import Shape, keep_cells, upcast
 from lib.zlpr import sparse_zlpr_loss
 
 __all__ = [
@@ -215,7 +216,7 @@ class _Factorised(torch.autograd.Function):
         dtype = _checks.compute_dtype(pair.dtype)
         top = _hide(end, mask).amax(-1, keepdim=True).to(_WIDE)
         # Of any strides, as the two halves of a linear layer's output are; views need plain ones.
-        weights = _exp_(_hide(end, mask) - finite_top(top)).to(dtype).contiguous()
+        weights = _exp_(_hide(end, mask) - finite(top)).to(dtype).contiguous()
         ridge = torch.empty(shape.batch, 1, shape.length, dtype=_WIDE, device=pair.device)
         sums = torch.empty(start.shape, dtype=dtype, device=pair.device)
         with _checks.no_autocast(pair):
@@ -223,7 +224,7 @@ class _Factorised(torch.autograd.Function):
                 tops = scores.amax(-1, keepdim=True)
                 tile.by_row(ridge).copy_(tops.mT)
                 # In float64 until it is a weight: a difference of 50 in float32 is off by 2e-6.
-                cells.copy_(_exp_(scores.sub_(finite_top(tops))))
+                cells.copy_(_exp_(scores.sub_(finite(tops))))
                 torch.bmm(tile.by_column(weights), cells.mT, out=tile.by_row(sums))
         if not bool((ridge < inf).all() & (top < inf).all() & (_hide(start, mask) < inf).all()):
             refuse()
@@ -274,7 +275,7 @@ class _Factorised(torch.autograd.Function):
         with _checks.no_autocast(pair):
             # Weighed again: less work than to fetch what forward would have to store.
             for tile, scores, cells in _tiles(pairs, mask, ctx.causal):
-                cells.copy_(_exp_(scores.sub_(finite_top(tile.by_row(ridge).mT))))
+                cells.copy_(_exp_(scores.sub_(finite(tile.by_row(ridge).mT))))
                 factors, ends = tile.by_row(by_row), tile.by_column(to_end)
                 to_pairs.set_tile(tile, factors.mT, tile.by_column(weights), cells)
                 # The first tile of a part has all columns, and sets what the others add to.
@@ -512,7 +513,7 @@ def _exp_(x: Tensor) -> Tensor:
 def _log_sum(terms: Tensor) -> Tensor:
     """Log of the sum of exponentials over the last dimension; -inf for nothing."""
     top = terms.amax(-1, keepdim=True)
-    shift = finite_top(top)
+    shift = finite(top)
     return _exp_(terms - shift).sum(-1).log_().add_(shift.squeeze(-1))
 
 

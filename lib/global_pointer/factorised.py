@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lib import _checks
+from lib import _checks, _refusals
 from lib.global_pointer import _products
 from lib.global_pointer._arguments import (
     Shape,
@@ -85,7 +85,7 @@ def factorised_zlpr_loss(
     TypeError
         An argument is no tensor or has a dtype of the wrong kind.
     ValueError
-        Shapes or devices disagree; ``reduction`` is unknown; the mean over no head is asked for.
+        Shapes or devices disagree; ``reduction`` is unknown.
         Values: a positive out of range, half filler, with i > j under `causal`, on a masked cell,
         or with a score of :math:`-\infty`; a counting score that is NaN or :math:`+\infty`; a query
         or key that counts and is not finite.
@@ -130,12 +130,7 @@ def factorised_zlpr_loss(
     shape = check_parts(queries, start_scores, end_scores, keys)
     check_positives(positives, shape, start_scores)
     check_mask(mask, shape, start_scores)
-    if reduction == "mean" and shape.batch * shape.heads == 0:
-        raise ValueError(
-            "reduction='mean' needs at least 1 head of 1 sample, "
-            f"got start_scores of shape {tuple(start_scores.shape)}"
-        )
-    _checks.check_reduction(reduction, 1)
+    _checks.check_reduction(reduction)
     compiling = torch.compiler.is_compiling()
     readable = _checks.values_readable(queries, keys, start_scores, end_scores, positives, mask)
     pair = pair_scores
@@ -193,7 +188,7 @@ def _refuse_hidden_positive(
     pairs = _products.Pairs.of(pair)
     scores = _products.scores_at(pairs, start, end, cells)
     if bool((scores == -inf).any()):
-        at = _checks.first_true(scores == -inf)
+        at = _refusals.first_true(scores == -inf)
         batch, head, row, column = (int(index[at]) for index in cells)
         terms = [float(pairs.table()[batch, row, column]), float(start[batch, head, row])]
         terms.append(float(end[batch, head, column]))

@@ -8,13 +8,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from lib import _checks
+from lib import _checks, _refusals
+from lib._rows import LOG2_E, finite
 from lib.global_pointer._arguments import (
-    LOG2_E,
     Shape,
     check_mask,
     check_positives,
-    finite_top,
     keep_cells,
     kind,
     refuse_infinite,
@@ -77,7 +76,7 @@ def streaming_zlpr_loss(
     TypeError
         An argument is no tensor or has a dtype of the wrong kind.
     ValueError
-        Shapes or devices disagree; ``reduction`` is unknown; the mean over no head is asked for.
+        Shapes or devices disagree; ``reduction`` is unknown.
         Values: a positive out of range, half filler, with i > j under `causal`, or on a masked
         cell; a query, key or bias that counts and is not finite; a product of theirs that counts
         and overflows.
@@ -103,12 +102,7 @@ def streaming_zlpr_loss(
     shape = _check(queries, keys, bias)
     check_positives(positives, shape, queries)
     check_mask(mask, shape, queries)
-    if reduction == "mean" and shape.batch * shape.heads == 0:
-        raise ValueError(
-            "reduction='mean' needs at least 1 head of 1 sample, "
-            f"got queries of shape {tuple(queries.shape)}"
-        )
-    _checks.check_reduction(reduction, 1)
+    _checks.check_reduction(reduction)
     if mask is not None:  # whatever stands there must not reach a product, not even times 0
         hidden = ~mask[:, None, :, None]
         queries, keys = queries.masked_fill(hidden, 0), keys.masked_fill(hidden, 0)
@@ -158,7 +152,7 @@ def _refuse_products(
         if keep is not None:
             bad = bad & keep
         if bool(bad.any()):
-            _, row, column = at = _checks.first_true(bad)
+            _, row, column = at = _refusals.first_true(bad)
             raise ValueError(
                 "queries and keys must have finite products where they count, got "
                 f"{scores[at].item()} at (queries @ keys.mT + bias)"
@@ -243,12 +237,12 @@ class _Streaming(torch.autograd.Function):
             scores[tile.positives] = part[here]
             part[here] = -inf
             top = torch.maximum(tops[tile.tables], part.amax((1, 2)))
-            shift = finite_top(top)
+            shift = finite(top)
             scale = ((tops[tile.tables] - shift) * LOG2_E).exp2_()
             part.sub_(shift[:, None, None]).mul_(LOG2_E).exp2_()
             totals[tile.tables] = totals[tile.tables] * scale + part.sum((1, 2))
             tops[tile.tables] = top
-        shifts = finite_top(tops)
+        shifts = finite(tops)
         negatives = totals.to(torch.float64).log().add_(shifts)
         above = torch.logaddexp(negatives, torch.zeros_like(negatives))
         factors = (shifts - above).exp_().to(tops.dtype)

@@ -59,7 +59,7 @@ class SoftZLPRLoss(nn.Module):
 
     def __init__(self, *, reduction: _checks.Reduction = "mean") -> None:
         super().__init__()
-        _checks.check_reduction(reduction, 1)
+        _checks.check_reduction(reduction)
         self.reduction = reduction
 
     def forward(self, logits: Tensor, targets: Tensor, mask: Tensor | None = None) -> Tensor:

@@ -6,7 +6,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from lib import _checks
+from lib import _checks, _refusals
 from lib.soft_zlpr._loss import soft_zlpr_loss
 
 __all__ = [
@@ -136,7 +136,7 @@ def smooth_spans(
         # Such a cell would give to others a part of what it must not have itself.
         clash = ~free & ~mask
         if bool(clash.any()):
-            at = _checks.first_true(clash)
+            at = _refusals.first_true(clash)
             raise ValueError(
                 f"targets must be 0 where the mask is False, got {labels[at].item()} "
                 f"at targets{list(at)}"
@@ -284,6 +284,7 @@ def mixup_loss(
     _checks.check_logits(logits)
     _checks.check_labels("targets", targets, logits)
     _check_order(order, targets)
+    _checks.check_reduction(reduction)
     if mix == "labels":
         # Before mixing, as a mean of two values out of range may lie in it.
         bad = _out_of_range(targets)
@@ -296,7 +297,6 @@ def mixup_loss(
         return soft_zlpr_loss(logits, mixup(targets, weight, order), mask=mask, reduction=reduction)
     own = soft_zlpr_loss(logits, targets, mask=mask, reduction="none")
     other = soft_zlpr_loss(logits, targets[order], mask=mask, reduction="none")
-    _checks.check_reduction(reduction, own.numel())
     return _checks.reduce(torch.lerp(other, own, _along(weight, own)), reduction)
 
 
@@ -348,7 +348,7 @@ def _out_of_range(labels: Tensor) -> Tensor:
 def _refuse_out_of_range(labels: Tensor, bad: Tensor) -> None:
     """Raise for the first bad label, if there is one."""
     if bool(bad.any()):
-        at = _checks.first_true(bad)
+        at = _refusals.first_true(bad)
         raise ValueError(
             f"targets must lie in [0, 1], got {labels[at].item()} at targets{list(at)}"
         )

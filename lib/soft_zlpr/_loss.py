@@ -2,10 +2,9 @@
 
 from torch import Tensor
 
-from lib import _checks
-from lib.soft_zlpr._rows import soft_row_losses
-from lib.zlpr._refusals import refuse
-from lib.zlpr._rows import row_losses
+from lib import _checks, _refusals
+from lib.soft_zlpr._kernels import soft_row_losses
+from lib.zlpr._kernels import row_losses
 
 __all__ = ["soft_zlpr_loss"]
 
@@ -38,11 +37,11 @@ def soft_zlpr_loss(
         Degrees in [0, 1], shape ``(..., C)``, bool or any real dtype. Differentiable if floating.
     mask
         Bool, broadcastable to ``(..., C)``; True counts. Cells that do not count add nothing to
-        the loss and get gradient exactly zero; their logits may hold anything, their targets must
-        be 0 (the label functions of this module take a mask for that).
+        the loss and get gradient exactly zero; they are not looked at, and their logits and
+        targets may hold anything.
     reduction
         Over the leading dimensions: ``"none"``, ``"mean"`` (of all positions, also those without
-        a counting cell) or ``"sum"``.
+        a counting cell; 0 of no position) or ``"sum"``.
 
     Returns
     -------
@@ -55,9 +54,9 @@ def soft_zlpr_loss(
     TypeError
         An argument is no tensor or has a dtype of the wrong kind.
     ValueError
-        Shapes or devices disagree; ``reduction`` is unknown; the mean over no position is asked
-        for. Values: a target that is NaN or outside [0, 1]; a target above 0 on a masked cell or on
-        a logit of :math:`-\infty`; a counting logit that is NaN or :math:`+\infty`.
+        Shapes or devices disagree; ``reduction`` is unknown. Values, where cells count: a target
+        that is NaN or outside [0, 1]; a target above 0 on a logit of :math:`-\infty`; a logit that
+        is NaN or :math:`+\infty`.
 
     Notes
     -----
@@ -88,7 +87,9 @@ def soft_zlpr_loss(
     _checks.check_logits(logits)
     _checks.check_labels("targets", targets, logits)
     mask = _checks.check_mask(mask, logits)
-    _checks.check_reduction(reduction, logits.shape[:-1].numel())
+    _checks.check_reduction(reduction)
+    if mask is not None:
+        targets = targets.masked_fill(~mask, 0)
     classes = logits.shape[-1]
     rows, degrees = logits.reshape(-1, classes), targets.reshape(-1, classes)
     flat_mask = None if mask is None else mask.reshape(-1, classes)
@@ -98,5 +99,5 @@ def soft_zlpr_loss(
         losses = row_losses(rows, degrees, flat_mask, listed=False)
     losses = losses.reshape(logits.shape[:-1])
     if _checks.values_readable(logits, targets, mask) and bool(losses.isnan().any()):
-        refuse("targets", logits, targets, mask, soft=True)
+        _refusals.refuse_cells("targets", logits, targets, mask, soft=True)
     return _checks.reduce(losses, reduction)

@@ -5,8 +5,7 @@ from math import inf, isfinite
 import torch
 from torch import Tensor
 
-from lib import _checks
-from lib.zlpr._refusals import refuse
+from lib import _checks, _refusals
 
 __all__ = ["fit_temperature", "zlpr_probability"]
 
@@ -88,12 +87,14 @@ def fit_temperature(logits: Tensor, targets: Tensor, *, mask: Tensor | None = No
     _checks.check_logits(logits)
     _checks.check_labels("targets", targets, logits)
     mask = _checks.check_mask(mask, logits)
+    if mask is not None:
+        targets = targets.masked_fill(~mask, 0)
     counts = logits != -inf if mask is None else mask & (logits != -inf)
     # The rules of the loss, and its sentences. NaN is in no range and is different from 0.
     bad = ~((targets >= 0) & (targets <= 1)) | (~counts & (targets != 0))
     bad |= counts & ~(logits < inf)
     if bool(bad.any()):
-        refuse("targets", logits.detach(), targets.detach(), mask, soft=True)
+        _refusals.refuse_cells("targets", logits.detach(), targets.detach(), mask, soft=True)
     s = logits.detach()[counts].to(torch.float64)
     t = targets.detach()[counts].to(torch.float64)
     reach = float(s.abs().max()) if s.numel() else 0.0

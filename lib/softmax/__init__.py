@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from lib import _checks
+from lib import _checks, _refusals
 from lib.softmax._arguments import (
     check_dim_type,
     check_floating,
@@ -329,7 +329,7 @@ def inclusion_probabilities(
     shares = shares.masked_fill((few | logs.isnan()).unsqueeze(-1), nan)
     if _checks.values_readable(scores, mask) and bool(shares.isnan().any()):
         refuse_nan(logs, "scores", scores, mask)
-        row = _checks.first_true(few)
+        row = _refusals.first_true(few)
         counting = int((rows[row] != -inf).sum())
         place = f" in row {index_of(row)}" if row else ""
         raise ValueError(
@@ -411,7 +411,7 @@ def smooth_f1(
         for name, values in (("probabilities", p), ("targets", y)):
             bad = ~((values >= 0) & (values <= 1))
             if bool(bad.any()):
-                place = _checks.first_true(bad)
+                place = _refusals.first_true(bad)
                 raise ValueError(
                     f"{name} must be in [0, 1] where they count, got "
                     f"{values[place].item():g} at {name}{index_of(place)}"
@@ -462,7 +462,7 @@ def log1mexp(u: Tensor) -> Tensor:
     """
     check_floating("u", u)
     if _checks.values_readable(u) and bool((bad := ~(u <= 0)).any()):
-        place = _checks.first_true(bad)
+        place = _refusals.first_true(bad)
         raise ValueError(f"u must be at most 0, got {u[place].item():g} at u{index_of(place)}")
     values = u.to(_checks.compute_dtype(u.dtype))
     near = values > -log(2)

@@ -4,7 +4,7 @@ from math import inf
 
 from torch import Tensor
 
-from lib import _checks
+from lib import _checks, _refusals
 
 __all__ = [
     "check_dim_type",
@@ -73,7 +73,7 @@ def refuse_nan(result: Tensor, name: str, scores: Tensor, mask: Tensor | None) -
     bad = scores.isnan() | (scores == inf)
     if mask is not None:
         bad &= mask
-    place = _checks.first_true(bad)
+    place = _refusals.first_true(bad)
     raise ValueError(
         f"{name} must be finite or -inf where they count, got {scores[place].item()} "
         f"at {name}{index_of(place)}"

@@ -1,19 +1,17 @@
 """Log-sum-exp of rows, kept as two numbers: the largest score and what comes on top of it."""
 
-from collections.abc import Callable, Iterator
-from math import e, inf, log2
+from collections.abc import Callable
+from math import inf
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from lib import _checks
+from lib._rows import LOG2_E, by_autograd, chunks, finite, needs_formula
 from lib.softmax._arguments import refuse_nan
 
-__all__ = ["finite", "merged", "pair_of"]
-
-_CHUNK_CELLS = 1 << 17  # cells of the scratch buffer: 512 KiB in float32, within a core's cache
-_LOG2_E = log2(e)
+__all__ = ["merged", "pair_of"]
 
 
 def pair_of(
@@ -67,13 +65,16 @@ class _ByRows(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, _: Tensor, upstream: Tensor) -> tuple[Tensor | None, ...]:
         rows, mask, shift, total = ctx.saved_tensors
-        if torch.is_grad_enabled() or not _checks.values_readable(upstream):
-            return _by_autograd(rows, mask, ctx.gamma, upstream), None, None
+        if needs_formula(upstream):
+            again = by_autograd(
+                lambda: _formula(rows, mask, ctx.gamma)[1], [rows], [True], upstream
+            )
+            return *again, None, None
         factor = upstream.unsqueeze(1) / total
         gradient = torch.empty_like(rows, memory_format=torch.contiguous_format)
-        for part, cells in _chunks(rows, shift.dtype, gradient):
+        for part, cells in chunks(rows, shift.dtype, gradient):
             _load(cells, rows[part], None if mask is None else mask[part], ctx.branching)
-            cells.sub_(shift[part]).mul_(ctx.gamma * _LOG2_E).exp2_().mul_(factor[part])
+            cells.sub_(shift[part]).mul_(ctx.gamma * LOG2_E).exp2_().mul_(factor[part])
             if cells.dtype != gradient.dtype:
                 gradient[part] = cells
         return gradient, None, None
@@ -83,31 +84,6 @@ class _ByRows(torch.autograd.Function):
 _by_rows: Callable[..., tuple[Tensor, Tensor]] = _ByRows.apply
 
 
-def _by_autograd(rows: Tensor, mask: Tensor | None, gamma: float, upstream: Tensor) -> Tensor:
-    """Gradient by plain operations; differentiable again where gradients are recorded."""
-    again = torch.is_grad_enabled()
-    with torch.enable_grad():
-        _, excess = _formula(rows, mask, gamma)
-        (gradient,) = torch.autograd.grad(excess, rows, upstream, create_graph=again)
-    return gradient
-
-
-def _chunks(
-    rows: Tensor, dtype: torch.dtype, into: Tensor | None = None
-) -> Iterator[tuple[slice, Tensor]]:
-    """Parts of the rows, each with a buffer of its shape: of ``into`` itself if that has the dtype.
-
-    On a GPU there is one part: many small kernels would cost more than the memory they save.
-    """
-    count, width = rows.shape
-    step = max(1, count if rows.is_cuda else min(count, _CHUNK_CELLS // width))
-    fits = into is not None and into.dtype == dtype
-    scratch = rows.new_empty((0 if fits else step, width), dtype=dtype)
-    for start in range(0, count, step):
-        part = slice(start, min(start + step, count))
-        yield part, into[part] if into is not None and fits else scratch[: part.stop - start]
-
-
 def _sums(
     rows: Tensor, mask: Tensor | None, gamma: float, branching: bool
 ) -> tuple[Tensor, Tensor]:
@@ -115,10 +91,10 @@ def _sums(
     dtype = _checks.compute_dtype(rows.dtype)
     tops = rows.new_empty((rows.shape[0], 1), dtype=dtype)
     totals = torch.empty_like(tops)
-    for part, cells in _chunks(rows, dtype):
+    for part, cells in chunks(rows, dtype):
         _load(cells, rows[part], None if mask is None else mask[part], branching)
         tops[part] = cells.amax(-1, keepdim=True)
-        cells.sub_(finite(tops[part])).mul_(gamma * _LOG2_E).exp2_()
+        cells.sub_(finite(tops[part])).mul_(gamma * LOG2_E).exp2_()
         totals[part] = cells.sum(-1, keepdim=True)
     return tops, totals
 
@@ -137,11 +113,6 @@ def _load(cells: Tensor, rows: Tensor, mask: Tensor | None, branching: bool) -> 
     else:
         limit = torch.empty_like(cells).copy_(mask).sub_(0.5).mul_(inf)
         torch.minimum(rows.to(cells.dtype), limit, out=cells)
-
-
-def finite(top: Tensor) -> Tensor:
-    """Largest score, or 0 where there is none: infinity minus infinity must not arise."""
-    return top.masked_fill(top == -inf, 0)
 
 
 def merged(top: Tensor, excess: Tensor, top2: Tensor, excess2: Tensor) -> tuple[Tensor, Tensor]:

@@ -5,7 +5,7 @@ from math import inf
 import torch
 from torch import Tensor
 
-from lib.softmax._pairs import finite
+from lib._rows import finite
 
 __all__ = ["float64_rows", "log_z"]
 

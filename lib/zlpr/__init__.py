@@ -18,9 +18,8 @@ which is almost everywhere once a model is trained.
 
 from torch import Tensor, nn
 
-from lib import _checks
-from lib.zlpr._refusals import refuse
-from lib.zlpr._rows import row_losses
+from lib import _checks, _refusals
+from lib.zlpr._kernels import row_losses
 
 __all__ = ["SparseZLPRLoss", "ZLPRLoss", "sparse_zlpr_loss", "zlpr_loss"]
 
@@ -52,10 +51,11 @@ def zlpr_loss(
         One for positive classes, zero for the others; shape ``(..., C)``, bool or any real dtype.
     mask
         Bool, broadcastable to ``(..., C)``; True counts. Cells that do not count add nothing to
-        the loss, get gradient exactly zero, and their logits may hold anything.
+        the loss and get gradient exactly zero; they are not looked at, so that their logits and
+        targets may hold anything: -1 or NaN for labels that nobody knows, say.
     reduction
         Over the leading dimensions: ``"none"``, ``"mean"`` (of all positions, also those without
-        a counting cell) or ``"sum"``.
+        a counting cell; 0 of no position) or ``"sum"``.
 
     Returns
     -------
@@ -69,9 +69,9 @@ def zlpr_loss(
     TypeError
         An argument is no tensor or has a dtype of the wrong kind.
     ValueError
-        Shapes or devices disagree; ``reduction`` is unknown; the mean over no position is asked
-        for. Values: a target other than 0 and 1; a positive on a masked cell or on a logit of
-        :math:`-\infty`; a counting logit that is NaN or :math:`+\infty`.
+        Shapes or devices disagree; ``reduction`` is unknown. Values, where cells count: a target
+        other than 0 and 1; a positive on a logit of :math:`-\infty`; a logit that is NaN or
+        :math:`+\infty`.
 
     Notes
     -----
@@ -96,7 +96,9 @@ def zlpr_loss(
     _checks.check_logits(logits)
     _checks.check_labels("targets", targets, logits)
     mask = _checks.check_mask(mask, logits)
-    _checks.check_reduction(reduction, logits.shape[:-1].numel())
+    _checks.check_reduction(reduction)
+    if mask is not None:
+        targets = targets.masked_fill(~mask, 0)
     return _checks.reduce(_losses("targets", logits, targets, mask), reduction)
 
 
@@ -140,7 +142,9 @@ def sparse_zlpr_loss(
     Raises
     ------
     TypeError, ValueError
-        As :func:`zlpr_loss`; ``positives`` not int64; an index below -1 or not below ``C``.
+        As :func:`zlpr_loss`; ``positives`` not int64; an index below -1 or not below ``C``; a
+        listed class whose cell is masked (a list names it on purpose, where a table cannot but say
+        something of every cell).
 
     Notes
     -----
@@ -159,7 +163,7 @@ def sparse_zlpr_loss(
     _checks.check_logits(logits)
     _checks.check_indices("positives", positives, logits)
     mask = _checks.check_mask(mask, logits)
-    _checks.check_reduction(reduction, logits.shape[:-1].numel())
+    _checks.check_reduction(reduction)
     return _checks.reduce(_losses("positives", logits, positives, mask), reduction)
 
 
@@ -183,7 +187,7 @@ class ZLPRLoss(nn.Module):
 
     def __init__(self, *, reduction: _checks.Reduction = "mean") -> None:
         super().__init__()
-        _checks.check_reduction(reduction, 1)
+        _checks.check_reduction(reduction)
         self.reduction = reduction
 
     def forward(self, logits: Tensor, targets: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -215,7 +219,7 @@ class SparseZLPRLoss(nn.Module):
 
     def __init__(self, *, reduction: _checks.Reduction = "mean") -> None:
         super().__init__()
-        _checks.check_reduction(reduction, 1)
+        _checks.check_reduction(reduction)
         self.reduction = reduction
 
     def forward(self, logits: Tensor, positives: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -236,5 +240,5 @@ def _losses(name: str, logits: Tensor, labels: Tensor, mask: Tensor | None) -> T
     flat_mask = None if mask is None else mask.reshape(-1, classes)
     losses = row_losses(rows, flat_labels, flat_mask, listed=listed).reshape(logits.shape[:-1])
     if _checks.values_readable(logits, labels, mask) and bool(losses.isnan().any()):
-        refuse(name, logits, labels, mask, listed=listed)
+        _refusals.refuse_cells(name, logits, labels, mask, listed=listed)
     return losses

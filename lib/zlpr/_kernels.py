@@ -1,31 +1,28 @@
-"""Losses of rows of logits: a plain formula for transforms, fast kernels for everything else.
+"""Losses of rows of logits: a plain formula for transforms, fast kernels for everything else."""
 
-What passes rows through a buffer, and what joins a group to the null class, serves
-:mod:`lib.soft_zlpr` too.
-"""
-
-from collections.abc import Callable, Iterator
-from math import e, inf, log2, nan
+from collections.abc import Callable
+from math import inf, nan
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from lib import _checks
+from lib._rows import (
+    CHUNK_CELLS,
+    LOG2_E,
+    Spare,
+    by_autograd,
+    chunks,
+    combine,
+    finite,
+    load,
+    needs_formula,
+)
 
-__all__ = [
-    "LOG2_E",
-    "Spare",
-    "chunks",
-    "combine",
-    "load",
-    "needs_formula",
-    "row_losses",
-]
+__all__ = ["row_losses"]
 
-CHUNK_CELLS = 1 << 17  # cells of the scratch buffer: 512 KiB in float32, within a core's cache
 _LISTED_SHARE = 1 / 32  # padded lists up to this share of all cells are faster than a dense pass
-LOG2_E = log2(e)
 
 
 def row_losses(rows: Tensor, labels: Tensor, mask: Tensor | None, *, listed: bool) -> Tensor:
@@ -89,22 +86,9 @@ def _table(positives: Tensor, classes: int) -> tuple[Tensor, Tensor]:
 def _log1p_sum_exp(terms: Tensor) -> Tensor:
     """``log(1 + sum(exp(terms)))`` over the last dimension; minus infinity adds nothing."""
     top = terms.detach().amax(-1, keepdim=True)
-    shift = top.masked_fill(top == -inf, 0)
+    shift = finite(top)
     total = (terms - shift).exp().sum(-1, keepdim=True)
     return combine(shift, total)[0]
-
-
-def combine(shift: Tensor, total: Tensor) -> tuple[Tensor, Tensor]:
-    """From ``total = sum(exp(terms - shift))``: the loss of a group and its weights' factor.
-
-    The loss is ``log(1 + exp(shift) * total)``. The gradient with respect to a term is
-    ``exp(term - shift) * factor``.
-    """
-    above = shift.clamp(min=0)
-    scale = (shift - above).exp()
-    # The null class has exp(-above), which is 1 exactly where the other terms may be tiny.
-    rest = torch.addcmul(torch.expm1(-above), total, scale)
-    return above + rest.log1p(), scale / (1 + rest)
 
 
 # ---------------------------------------------------------------------------------- fast, by hand
@@ -191,11 +175,11 @@ class _ByLists(torch.autograd.Function):
         top, total = map(torch.cat, zip(*sums, strict=True))
 
         minus, uncounted = -score, ~counts
-        pull = _shift(minus.masked_fill(uncounted, -inf).amax(-1, keepdim=True))
+        pull = finite(minus.masked_fill(uncounted, -inf).amax(-1, keepdim=True))
         terms = (minus - pull).exp_()
         pulled = terms.masked_fill(uncounted, 0).sum(-1, keepdim=True)
 
-        shift = _shift(top)
+        shift = finite(top)
         losses, factors = combine(torch.stack((shift, pull)), torch.stack((total, pulled)))
         # Fillers and repeated mentions too: equal cells must be written equal values.
         at_positives = terms.neg_().mul_(factors[1])
@@ -209,8 +193,10 @@ class _ByLists(torch.autograd.Function):
         rows, column, counts, some, mask, shift, factor, at_positives = ctx.saved_tensors
         if needs_formula(upstream):
             labels = torch.where(counts, column, -1)
-            gradient = _by_autograd(rows, labels, mask, True, upstream)
-            return gradient, None, None, None, None, None
+            again = by_autograd(
+                lambda: _formula(rows, labels, mask, True), [rows], [True], upstream
+            )
+            return *again, None, None, None, None, None
         upstream = upstream.unsqueeze(1)
         factor = factor * upstream
         at_positives = at_positives * upstream
@@ -248,7 +234,7 @@ class _ByTable(torch.autograd.Function):
             tops[0, part], totals[0, part] = _top_and_sum_(cells)
             torch.maximum(source, limit, out=cells)
             tops[1, part], totals[1, part] = _top_and_sum_(cells.neg_())
-        shifts = _shift(tops[:2])
+        shifts = finite(tops[:2])
         losses, factors = combine(shifts, totals)
         ctx.save_for_backward(rows, positive, mask, shifts, factors)
         # A positive at infinity has loss 0. Other bad cells give NaN by themselves, as inf - inf.
@@ -258,7 +244,10 @@ class _ByTable(torch.autograd.Function):
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
         rows, positive, mask, shifts, factors = ctx.saved_tensors
         if needs_formula(upstream):
-            return _by_autograd(rows, positive, mask, False, upstream), None, None, None
+            again = by_autograd(
+                lambda: _formula(rows, positive, mask, False), [rows], [True], upstream
+            )
+            return *again, None, None, None
         factors = factors * upstream.unsqueeze(1)
         gradient = torch.empty_like(rows, memory_format=torch.contiguous_format)
         spare = Spare()
@@ -275,18 +264,6 @@ class _ByTable(torch.autograd.Function):
         return gradient, None, None, None
 
 
-class Spare:
-    """Buffers of the size of the first, largest part, made when they are first asked for."""
-
-    def __init__(self) -> None:
-        self._buffers: dict[int, Tensor] = {}
-
-    def like(self, cells: Tensor, which: int) -> Tensor:
-        if which not in self._buffers:
-            self._buffers[which] = torch.empty_like(cells)
-        return self._buffers[which][: len(cells)]
-
-
 def _limit(cells: Tensor, positive: Tensor) -> Tensor:
     """Minus infinity where positive, plus infinity elsewhere; in place, and without a branch.
 
@@ -301,54 +278,8 @@ _by_lists: Callable[..., Tensor] = _ByLists.apply
 _by_table: Callable[..., Tensor] = _ByTable.apply
 
 
-def chunks(
-    rows: Tensor, dtype: torch.dtype, into: Tensor | None = None
-) -> Iterator[tuple[slice, Tensor]]:
-    """Parts of the rows, each with a buffer of its shape: of ``into`` itself if that has the dtype.
-
-    On a GPU there is one part: many small kernels would cost more than the memory they save. No
-    rows are one part too.
-    """
-    count, classes = rows.shape
-    step = max(1, count if rows.is_cuda else min(count, CHUNK_CELLS // classes))
-    fits = into is not None and into.dtype == dtype
-    scratch = rows.new_empty((0 if fits else step, classes), dtype=dtype)
-    for start in range(0, max(count, 1), step):
-        part = slice(start, min(start + step, count))
-        yield part, into[part] if into is not None and fits else scratch[: part.stop - start]
-
-
-def load(cells: Tensor, rows: Tensor, mask: Tensor | None, part: slice) -> Tensor:
-    """Copy rows into the buffer, minus infinity where they do not count."""
-    if mask is None:
-        return cells.copy_(rows)
-    nothing = cells.new_tensor(-inf)
-    return torch.where(mask[part], rows.to(cells.dtype), nothing, out=cells)
-
-
 def _top_and_sum_(cells: Tensor) -> tuple[Tensor, Tensor]:
     """Largest term and sum of exponentials below it, per row; overwrites ``cells``."""
     top = cells.amax(-1, keepdim=True)
-    cells.sub_(_shift(top)).mul_(LOG2_E).exp2_()
+    cells.sub_(finite(top)).mul_(LOG2_E).exp2_()
     return top, cells.sum(-1, keepdim=True)
-
-
-def _shift(top: Tensor) -> Tensor:
-    """Largest term, or 0 for a row that has none: infinity minus infinity must not arise."""
-    return top.masked_fill(top == -inf, 0)
-
-
-def needs_formula(upstream: Tensor) -> bool:
-    """Whether a backward pass needs plain operations: to be differentiated itself, or batched."""
-    return torch.is_grad_enabled() or not _checks.values_readable(upstream)
-
-
-def _by_autograd(
-    rows: Tensor, labels: Tensor, mask: Tensor | None, listed: bool, upstream: Tensor
-) -> Tensor:
-    """Gradient by plain operations; differentiable again where gradients are recorded."""
-    again = torch.is_grad_enabled()
-    with torch.enable_grad():
-        loss = _formula(rows, labels, mask, listed)
-        (gradient,) = torch.autograd.grad(loss, rows, upstream, create_graph=again)
-    return gradient

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from lib import _checks
-from lib.zlpr._rows import LOG2_E, Spare, chunks, combine, load, needs_formula
+from lib._rows import LOG2_E, Spare, by_autograd, chunks, combine, load, needs_formula
 
 __all__ = ["soft_row_losses"]
 
@@ -130,7 +130,7 @@ class _SoftRows(torch.autograd.Function):
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
         rows, targets, mask, shifts, factors = ctx.saved_tensors
         if needs_formula(upstream):
-            return *_by_autograd(rows, targets, mask, upstream, ctx.needs_input_grad), None
+            return *_slow_gradients(rows, targets, mask, upstream, ctx.needs_input_grad[:2]), None
         upstream = upstream.unsqueeze(1)
         slopes = None
         if ctx.needs_input_grad[1]:
@@ -244,20 +244,17 @@ def _within(values: Tensor, dtype: torch.dtype) -> Tensor:
     return values.clamp(torch.finfo(dtype).min, torch.finfo(dtype).max)
 
 
-def _by_autograd(
+def _slow_gradients(
     rows: Tensor,
     targets: Tensor,
     mask: Tensor | None,
     upstream: Tensor,
     needed: tuple[bool, ...],
-) -> tuple[Tensor | None, Tensor | None]:
+) -> list[Tensor | None]:
     """Gradients by plain operations; differentiable again where gradients are recorded."""
-    again = torch.is_grad_enabled()
     with torch.enable_grad():
         wide = targets.to(torch.promote_types(targets.dtype, torch.float32))
-        loss = _formula(rows, wide, mask)
-        inputs = [x for x, need in zip((rows, wide), needed, strict=False) if need]
-        found = iter(torch.autograd.grad(loss, inputs, upstream, create_graph=again))
-        gradient = next(found) if needed[0] else None
-        slopes = _within(next(found), targets.dtype).to(targets.dtype) if needed[1] else None
-    return gradient, slopes
+    found = by_autograd(lambda: _formula(rows, wide, mask), [rows, wide], needed, upstream)
+    if found[1] is not None:
+        found[1] = _within(found[1], targets.dtype).to(targets.dtype)
+    return found
