@@ -22,8 +22,9 @@ from typing import Any, TextIO
 import click
 from torch import distributed
 
-from lib.extraction.corpora import load_corpus
+from lib.extraction.corpora import MalformedLinesError, load_corpus
 from lib.extraction.corpora.jsonl import parse_lines
+from lib.extraction.places import OCCURRENCES, Occurrence
 from lib.extraction.records import portable, write_atomically
 from lib.extraction.training import (
     Extractor,
@@ -94,8 +95,10 @@ class _Command(click.Command):
 class _UserError(click.ClickException):
     exit_code = 2
 
-    def format_message(self) -> str:
-        return " ".join(self.message.split())  # one line, whatever a library put into it
+    def __init__(self, error: Exception) -> None:
+        lines = error.lines if isinstance(error, MalformedLinesError) else [str(error)]
+        # One line each, whatever a library put into it.
+        super().__init__("\n".join(" ".join(line.split()) for line in lines))
 
 
 @contextmanager
@@ -107,14 +110,15 @@ def _one_line_errors(*also: type[Exception]) -> Iterator[None]:
         raise
     except OSError as error:
         if error.errno != errno.ENOSPC:
-            raise _UserError(str(error)) from error
+            raise _UserError(error) from error
         place = f" (writing {error.filename})" if error.filename else ""
-        raise _UserError(
+        full = OSError(
             f"the disk is full{place}. What was saved is whole: free some space and run the same "
             "command again"
-        ) from error
+        )
+        raise _UserError(full) from error
     except wrong_input as error:
-        raise _UserError(str(error)) from error
+        raise _UserError(error) from error
 
 
 @contextmanager
@@ -164,14 +168,16 @@ def extractor_commands(
     """
     names = [str(option.name) for option in options]
 
-    def run_train(data: str, encoder: str, out: Path, quiet: bool, **values: Any) -> None:
+    def run_train(
+        data: str, occurrence: Occurrence, encoder: str, out: Path, quiet: bool, **values: Any
+    ) -> None:
         given = {name: values.pop(name) for name in names}
         given = {name: value for name, value in given.items() if value is not None}
         rates = {name: values.pop(name) for name in ("lr", "head_lr")}
         values |= _FROM_SCRATCH.get(encoder, {})
         values |= {name: rate for name, rate in rates.items() if rate is not None}
         settings = Settings(**values)
-        corpus = _load_corpus(data)
+        corpus = _load_corpus(data, occurrence)
         set_seed(settings.seed)
         texts = [example.text for example in corpus.train]
         with _one_line_errors(TypeError):  # an option that this encoder does not have
@@ -195,9 +201,11 @@ def extractor_commands(
                     f"recall {scores['recall']:.4f} F1 {scores['f1']:.4f}"
                 )
 
-    def run_evaluate(model: Path, data: str, split: str, batch_size: int, quiet: bool) -> None:
+    def run_evaluate(
+        model: Path, data: str, occurrence: Occurrence, split: str, batch_size: int, quiet: bool
+    ) -> None:
         loaded = _load_model(model_class, model)
-        corpus = _load_corpus(data)
+        corpus = _load_corpus(data, occurrence)
         scores = evaluate(
             loaded,
             corpus.split(split),
@@ -248,6 +256,14 @@ def extractor_commands(
         required=True,
         help="synthetic, a known corpus, NAME=FOLDER, a folder with train.jsonl, or a .jsonl file.",
     )
+    occurrence_option = click.Option(
+        ["--occurrence"],
+        type=click.Choice(OCCURRENCES),
+        default="refuse",
+        show_default=True,
+        help="In data of your own, an entity given by words that occur several times: stop and say "
+        "so, or take the first occurrence, or those of subject and object nearest to each other.",
+    )
     batch_option = click.Option(
         ["--batch-size"],
         type=click.IntRange(1),
@@ -265,6 +281,7 @@ def extractor_commands(
             "command again to continue after an interruption.",
             params=[
                 data_option,
+                occurrence_option,
                 click.Option(
                     ["--encoder"],
                     required=True,
@@ -285,6 +302,7 @@ def extractor_commands(
             params=[
                 model_option,
                 data_option,
+                occurrence_option,
                 click.Option(["--split"], default="test", show_default=True, help="Which split."),
                 batch_option,
                 quiet_option,
@@ -352,10 +370,10 @@ def _launcher(program: str) -> str:
     )
 
 
-def _load_corpus(data: str) -> Corpus:
+def _load_corpus(data: str, occurrence: Occurrence) -> Corpus:
     # One process of each machine downloads; the others find the file.
     with make_accelerator().local_main_process_first():
-        return load_corpus(data)
+        return load_corpus(data, occurrence=occurrence)
 
 
 def _load_model(model_class: type[Extractor], folder: Path) -> Extractor:

@@ -13,8 +13,19 @@ from dataclasses import dataclass, field
 from itertools import combinations
 from typing import Any, Literal
 
+from lib.extraction.places import (
+    OCCURRENCES,
+    Occurrence,
+    best_places,
+    nearest_pair,
+    places,
+    whole_words,
+)
+
 __all__ = [
+    "INSIDE_A_WORD",
     "PATTERNS",
+    "SEVERAL",
     "Corpus",
     "Example",
     "Span",
@@ -29,6 +40,12 @@ __all__ = [
 
 PATTERNS = ("Normal", "EPO", "SEO", "SOO")
 """The overlap patterns, in the order in which tables show them."""
+
+SEVERAL = "entity that occurs several times"
+"""Among notes: one of the occurrences was chosen."""
+
+INSIDE_A_WORD = "entity that occurs only inside a word"
+"""Among notes: the annotation cuts a word, as the text is written."""
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -311,12 +328,7 @@ def occurrences(text: str, part: str) -> list[Span]:
     >>> occurrences("anana", "")
     []
     """
-    found: list[Span] = []
-    start = text.find(part) if part else -1
-    while start >= 0:
-        found.append(Span(start, start + len(part)))
-        start = text.find(part, start + 1)
-    return found
+    return [Span(*place) for place in places(text, part)]
 
 
 def example_to_json(example: Example) -> dict[str, Any]:
@@ -346,19 +358,33 @@ def example_to_json(example: Example) -> dict[str, Any]:
     }
 
 
-def example_from_json(record: object, *, default_id: str = "", labelled: bool = True) -> Example:
+def example_from_json(
+    record: object,
+    *,
+    default_id: str = "",
+    labelled: bool = True,
+    occurrence: Occurrence = "refuse",
+    notes: Counter[str] | None = None,
+) -> Example:
     """Read the record of an example in the JSON-lines format of the book.
 
     Parameters
     ----------
     record : dict
         ``{"id": …, "text": …, "triples": [{"subject": …, "relation": …, "object": …}]}``. ``id``
-        may be missing. A subject or object is a string that occurs exactly once in the text, or
+        may be missing. A subject or object is a string that occurs in the text, or
         ``{"text": …, "start": …}``, or ``{"start": …, "end": …}``, or all three.
     default_id : str
         The id of a record that brings none.
     labelled : bool
         Whether ``triples`` must be there. With ``False`` a record without it has no triples.
+    occurrence : {"refuse", "first", "nearest"}
+        What an entity means that is given as a string and occurs several times. Where exactly one
+        occurrence is a whole word, it means that one. Else "refuse" raises an error; "first" takes
+        the first one of `lib.extraction.places.best_places`, the same in all triples of the
+        record; "nearest" takes for each triple those of them that stand nearest to each other.
+    notes : Counter of str, optional
+        Receives the number of entities that occur several times, or only inside words.
 
     Returns
     -------
@@ -369,7 +395,7 @@ def example_from_json(record: object, *, default_id: str = "", labelled: bool = 
     ------
     ValueError
         If a field is missing or of the wrong type, an entity is not in the text, occurs several
-        times without a start, or contradicts its offsets.
+        times and this is refused, or contradicts its offsets; or if `occurrence` is unknown.
 
     Examples
     --------
@@ -378,6 +404,8 @@ def example_from_json(record: object, *, default_id: str = "", labelled: bool = 
     >>> example_from_json(record, default_id="1").triples
     (Triple(subject=Span(start=0, end=3), relation='wrote', object=Span(start=10, end=15)),)
     """
+    if occurrence not in OCCURRENCES:
+        raise ValueError(f"occurrence must be one of {OCCURRENCES}, got {occurrence!r}")
     if not isinstance(record, Mapping):
         raise ValueError(f"expected a JSON object, got {_kind(record)}")
     text = _field(record, "text", "the record")
@@ -389,7 +417,7 @@ def example_from_json(record: object, *, default_id: str = "", labelled: bool = 
     raw = record.get("triples", [])
     if not isinstance(raw, list):
         raise ValueError(f"'triples' must be a list, got {_kind(raw)}")
-    triples = []
+    stated = []
     for number, item in enumerate(raw, start=1):
         if not isinstance(item, Mapping):
             raise ValueError(f"triple {number} must be a JSON object, got {_kind(item)}")
@@ -400,8 +428,47 @@ def example_from_json(record: object, *, default_id: str = "", labelled: bool = 
             _entity(item.get(role), text, f"triple {number}: {role}")
             for role in ("subject", "object")
         )
-        triples.append(Triple(subject, relation, object_))
+        stated.append((subject, relation, object_))
+    triples = _placed(text, stated, occurrence, Counter() if notes is None else notes)
     return Example(str(given), text, tuple(dict.fromkeys(triples)))
+
+
+def _placed(
+    text: str,
+    stated: list[tuple[Span | str, str, Span | str]],
+    occurrence: Occurrence,
+    notes: Counter[str],
+) -> list[Triple]:
+    """Find the places of the entities that are given as strings, all of which occur."""
+    given = [entity for subject, _, object_ in stated for entity in (subject, object_)]
+    options: dict[str, list[tuple[int, int]]] = {}
+    for entity in dict.fromkeys(e for e in given if isinstance(e, str)):
+        found = places(text, entity)
+        whole = whole_words(text, found)
+        options[entity] = whole or found
+        if len(options[entity]) > 1 and occurrence == "refuse":
+            number, role = divmod(given.index(entity), 2)
+            raise ValueError(
+                f"triple {number + 1}: {('subject', 'object')[role]} {entity!r} occurs "
+                f"{len(options[entity])} times in the text; say which with "
+                '{"text": …, "start": …}, or have one chosen: --occurrence first or nearest'
+            )
+        notes[SEVERAL] += len(whole) > 1
+        notes[INSIDE_A_WORD] += not whole
+    if any(len(found) > 1 for found in options.values()):
+        likely = best_places(text, [e if isinstance(e, str) else e.of(text) for e in given])
+        most = 1 if occurrence == "first" else None
+        options = {entity: likely[entity][:most] for entity in options}
+    triples = []
+    for subject, relation, object_ in stated:
+        pair = nearest_pair(
+            *(
+                options[entity] if isinstance(entity, str) else [(entity.start, entity.end)]
+                for entity in (subject, object_)
+            )
+        )
+        triples.append(Triple(Span(*pair[0]), relation, Span(*pair[1])))
+    return triples
 
 
 def _kind(value: object) -> str:
@@ -420,20 +487,14 @@ def _field(record: Mapping[str, Any], name: str, where: str) -> str:
     return value
 
 
-def _entity(value: object, text: str, where: str) -> Span:
-    """Find the span that one entity of a record means."""
+def _entity(value: object, text: str, where: str) -> Span | str:
+    """Return the span that one entity of a record means, or the words that are to be found."""
     if isinstance(value, str):
         if not value:
             raise ValueError(f"{where} is empty")
-        places = occurrences(text, value)
-        if not places:
+        if value not in text:
             raise ValueError(f"{where} {value!r} does not occur in the text")
-        if len(places) > 1:
-            raise ValueError(
-                f"{where} {value!r} occurs {len(places)} times in the text; say which with "
-                f'{{"text": …, "start": …}}'
-            )
-        return places[0]
+        return value
     if not isinstance(value, Mapping):
         raise ValueError(f"{where} must be a string or an object, got {_kind(value)}")
     start, end, words = value.get("start"), value.get("end"), value.get("text")

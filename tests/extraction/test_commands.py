@@ -223,10 +223,11 @@ def test_model_options_are_passed_only_if_given(data, tmp_path):
 def test_help_names_every_setting():
     result = call("train", "--help")
     assert result.exit_code == 0
+    said = " ".join(result.stdout.split())
     for field in Settings.__dataclass_fields__:
-        assert f"--{field.replace('_', '-')} " in result.stdout
+        assert f"--{field.replace('_', '-')} " in said
     for text in ("--data", "--encoder", "--out", "--dropout", "[default: 20]"):
-        assert text in result.stdout
+        assert text in said
     assert "train" in call("--help").stdout
 
 
@@ -320,6 +321,29 @@ def test_a_malformed_line_is_named(data, tmp_path, change, parts):
     result = call("train", "--data", tmp_path, "--encoder", "toy", "--out", tmp_path / "run")
     one_line(result, "train.jsonl, line 7:", *parts)
     assert not (tmp_path / "run").exists()
+
+
+def test_every_malformed_line_is_named_in_one_run(data, tmp_path):
+    for line in (3, 9):
+        break_line(data, tmp_path, line, lambda _: "{")
+        data = tmp_path
+    bo = {"subject": "Bo", "relation": "knows", "object": "Ada"}
+    line = json.dumps({"text": "Bo met Bo and Ada", "triples": [bo]})
+    break_line(data, tmp_path, 12, lambda _: line)
+    run = ("train", "--data", tmp_path, "--encoder", "toy", "--out", tmp_path / "run", *FAST)
+    result = call(*run)
+    assert result.exit_code == 2
+    said = result.stderr.splitlines()
+    assert [re.search(r"line (\d+): ", text)[1] for text in said] == ["3", "9", "12"]
+    assert said[0].startswith("Error: ")
+    assert "--occurrence first or nearest" in said[2]
+    for number in (3, 9):
+        break_line(data, tmp_path, number, lambda _: '{"text": "nothing", "triples": []}')
+    one_line(call(*run), "line 12: ", "'Bo' occurs 2 times")
+    result = call(*run, "--occurrence", "nearest", "--epochs", "1")
+    assert result.exit_code == 0, result.output
+    record = read_record(tmp_path / "run" / "record.json")
+    assert record.data["notes"] == {"train: entity that occurs several times": 1}
 
 
 def test_an_empty_file_is_named(tmp_path):

@@ -16,6 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lib.extraction.corpora import (
+    MalformedLinesError,
     check_relations,
     example_to_json,
     known,
@@ -308,6 +309,36 @@ def test_jsonl_names_the_bad_line(tmp_path: Path, line: bytes, message: str) -> 
     path.write_bytes(f"{GOOD}\n{GOOD}\n".encode() + line)
     with pytest.raises(ValueError, match=message):
         read_jsonl(path)
+
+
+def test_twenty_bad_lines_are_named_at_once(tmp_path: Path) -> None:
+    bad = ["{", '{"text": "Ada"}', '{"text": 3, "triples": []}']
+    for name in ("train", "dev"):
+        (tmp_path / f"{name}.jsonl").write_text("\n".join([GOOD, *bad * 5]))
+    with pytest.raises(MalformedLinesError) as raised:
+        load_corpus(str(tmp_path))
+    said = str(raised.value).splitlines()
+    assert len(said) == 21
+    assert said[2].endswith("train.jsonl, line 4: the record: 'text' must be a string, got 3")
+    assert "dev.jsonl, line 6: " in said[19]
+    assert said[20] == "and 10 more malformed lines"
+    assert len(raised.value.faults) == 30
+    with pytest.raises(MalformedLinesError, match=r"line 16: [^\n]*$"):
+        read_jsonl(tmp_path / "dev.jsonl")
+
+
+def test_several_occurrences_in_own_data_are_placed_as_asked_and_noted(tmp_path: Path) -> None:
+    triple = {"subject": "Bo", "relation": "met", "object": "Ada"}
+    lines = [{"text": "Bo met Bob, and Bo met Ada", "triples": [triple]}] * 2
+    (tmp_path / "train.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    with pytest.raises(MalformedLinesError, match=r"line 1: .*'Bo' occurs 2 times.*\n.*line 2: "):
+        load_corpus(str(tmp_path))
+    starts = {}
+    for occurrence in ("first", "nearest"):
+        corpus = load_corpus(str(tmp_path), occurrence=occurrence)
+        starts[occurrence] = corpus.train[0].triples[0].subject.start
+        assert corpus.notes == {"train: entity that occurs several times": 2}
+    assert starts == {"first": 0, "nearest": 16}
 
 
 @pytest.mark.parametrize("content", ["", "\n \n"])

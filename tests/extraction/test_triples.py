@@ -1,9 +1,12 @@
 """Spans, triples, overlap patterns and the record format."""
 
+from collections import Counter
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from lib.extraction.places import places, whole_words
 from lib.extraction.triples import (
     Corpus,
     Example,
@@ -103,6 +106,79 @@ def test_entity_forms(subject: object, start: int) -> None:
     example = example_from_json(record(subject), default_id="7")
     assert example.id == "7"
     assert example.triples[0].subject.start == start
+
+
+ADA = "Ada, not Adam, wrote Books; Bo read Books, and Ada wrote to Bo."
+
+
+@pytest.mark.parametrize(
+    ("subject", "object_", "first", "nearest"),
+    [
+        ("Bo", "Ada", [(28, 0)], [(60, 47)]),
+        ("Ada", "Bo", [(0, 28)], [(47, 60)]),
+        ("Books", "Ada", [(21, 0)], [(36, 47)]),
+        ("Bo", "Adam", [(28, 9)], [(28, 9)]),
+        ("Ada", "Ada", [(0, 0)], [(0, 47)]),  # two that share no character come before one
+        ({"text": "Ada", "start": 47}, "Bo", [(47, 28)], [(47, 60)]),
+    ],
+)
+def test_occurrences_are_chosen_as_asked(
+    subject: object, object_: object, first: list[object], nearest: list[object]
+) -> None:
+    triple = {"subject": subject, "relation": "r", "object": object_}
+    given = {"text": ADA, "triples": [triple]}
+    for occurrence, expected in (("first", first), ("nearest", nearest)):
+        example = example_from_json(given, occurrence=occurrence)
+        assert [(t.subject.start, t.object.start) for t in example.triples] == expected
+    with pytest.raises(ValueError, match=r"occurs 2 times in the text; .*--occurrence first or n"):
+        example_from_json(given)
+
+
+def test_whole_words_come_first_and_choices_are_counted() -> None:
+    notes: Counter[str] = Counter()
+    given = {
+        "text": "Bo wrote Books",
+        "triples": [{"subject": "Bo", "relation": "wrote", "object": "Books"}],
+    }
+    assert example_from_json(given, notes=notes).triples[0].subject == Span(0, 2)
+    assert not +notes
+    cut = {"text": "Bookshops", "triples": [{"subject": "Bo", "relation": "r", "object": "oks"}]}
+    example_from_json(cut, notes=notes)
+    assert +notes == {"entity that occurs only inside a word": 2}
+    twice = {"text": "Bo met Bo", "triples": [{"subject": "Bo", "relation": "r", "object": "met"}]}
+    example_from_json(twice, notes=notes, occurrence="first")
+    assert notes["entity that occurs several times"] == 1
+
+
+def test_an_entity_has_one_place_in_all_triples_if_the_first_is_taken() -> None:
+    stated = [{"subject": "Ada", "relation": "r", "object": name} for name in ("Adam", "Bo")]
+    given = {"text": ADA, "triples": stated}
+    starts = {
+        occurrence: [
+            t.subject.start for t in example_from_json(given, occurrence=occurrence).triples
+        ]
+        for occurrence in ("first", "nearest")
+    }
+    assert starts == {"first": [0, 0], "nearest": [0, 47]}
+
+
+def test_unknown_occurrence_is_named() -> None:
+    with pytest.raises(ValueError, match=r"occurrence must be one of .* got 'last'"):
+        example_from_json({"text": "a", "triples": []}, occurrence="last")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("text", "words", "whole"),
+    [
+        ("Bo, Books", "Bo", [0]),
+        ("Cafe\u0301 Cafe", "Cafe", [6]),  # the first is another letter
+        ("ไทยไทย", "ไทย", [0, 3]),  # no word borders in Thai
+        ("中国人在中国", "中国", [0, 4]),
+        ("Books", "oo", []),
+    ],
+)
+def test_whole_words(text: str, words: str, whole: list[int]) -> None:
+    assert [start for start, _ in whole_words(text, places(text, words))] == whole
 
 
 def test_repeated_triples_stand_once_and_extra_keys_are_ignored() -> None:

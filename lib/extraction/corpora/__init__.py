@@ -5,12 +5,13 @@ format for a reader's own data. What a reader could not take over is counted in 
 what it had to decide in `Corpus.notes`.
 """
 
-from lib.extraction.corpora.jsonl import read_jsonl, write_jsonl
+from lib.extraction.corpora.jsonl import MalformedLinesError, read_jsonl, write_jsonl
 from lib.extraction.corpora.load import check_relations, load_corpus
 from lib.extraction.triples import Corpus, example_from_json, example_to_json
 
 __all__ = [
     "Corpus",
+    "MalformedLinesError",
     "check_relations",
     "example_from_json",
     "example_to_json",

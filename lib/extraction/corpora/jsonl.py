@@ -1,13 +1,80 @@
 """The JSON-lines format for a reader's own data: one object per line, one line per text."""
 
 import json
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+from lib.extraction.places import Occurrence
 from lib.extraction.triples import Example, example_from_json, example_to_json
 
-__all__ = ["parse_lines", "read_counted", "read_jsonl", "write_jsonl"]
+__all__ = [
+    "MalformedLinesError",
+    "Reading",
+    "parse_lines",
+    "read_counted",
+    "read_jsonl",
+    "write_jsonl",
+]
+
+MOST_FAULTS = 20
+"""Malformed lines named in one message."""
+
+
+class Reading(NamedTuple):
+    """What one file gave."""
+
+    examples: tuple[Example, ...]
+    dropped: Counter[str]
+    notes: Counter[str]
+
+
+class MalformedLinesError(ValueError):
+    """Lines of a reader's files that cannot be read; each line of the message names one of them.
+
+    Parameters
+    ----------
+    faults : list of str
+        Where each malformed line stands and what is wrong with it.
+
+    Attributes
+    ----------
+    faults : list of str
+        All of them.
+    lines : list of str
+        The lines of the message: the first 20, and how many more there are.
+
+    Examples
+    --------
+    >>> error = MalformedLinesError([f"a.jsonl, line {n}: not UTF-8" for n in range(1, 26)])
+    >>> error.lines[19:]
+    ['a.jsonl, line 20: not UTF-8', 'and 5 more malformed lines']
+    """
+
+    def __init__(self, faults: list[str]) -> None:
+        self.faults = faults
+        self.lines = faults[:MOST_FAULTS]
+        if more := len(faults) - len(self.lines):
+            self.lines.append(f"and {more} more malformed line{'s' if more > 1 else ''}")
+        super().__init__("\n".join(self.lines))
+
+
+def _numbered(data: bytes) -> Iterator[tuple[int, bytes]]:
+    """Yield number and bytes of each line that is not blank."""
+    for number, raw in enumerate(data.removeprefix(b"\xef\xbb\xbf").split(b"\n"), start=1):
+        if raw.strip():
+            yield number, raw
+
+
+def _parse(raw: bytes) -> Any:
+    """Return the JSON value of a line."""
+    try:
+        return json.loads(raw.decode("utf-8"))
+    except UnicodeDecodeError as error:
+        raise ValueError(f"not UTF-8 (byte {error.start + 1} of the line)") from error
+    except json.JSONDecodeError as error:
+        raise ValueError(f"not valid JSON ({error.msg}, column {error.colno})") from error
 
 
 def parse_lines(data: bytes, where: str) -> Iterator[tuple[int, Any]]:
@@ -18,28 +85,22 @@ def parse_lines(data: bytes, where: str) -> Iterator[tuple[int, Any]]:
     ValueError
         If a line is not UTF-8 or not JSON; the message begins with `where` and the line number.
     """
-    for number, raw in enumerate(data.removeprefix(b"\xef\xbb\xbf").split(b"\n"), start=1):
-        if not raw.strip():
-            continue
+    for number, raw in _numbered(data):
         try:
-            value = json.loads(raw.decode("utf-8"))
-        except UnicodeDecodeError as error:
-            raise ValueError(
-                f"{where}, line {number}: not UTF-8 (byte {error.start + 1} of the line)"
-            ) from error
-        except json.JSONDecodeError as error:
-            raise ValueError(
-                f"{where}, line {number}: not valid JSON ({error.msg}, column {error.colno})"
-            ) from error
+            value = _parse(raw)
+        except ValueError as error:
+            raise ValueError(f"{where}, line {number}: {error}") from error
         yield number, value
 
 
-def read_jsonl(path: str | Path, *, labelled: bool = True) -> tuple[Example, ...]:
+def read_jsonl(
+    path: str | Path, *, labelled: bool = True, occurrence: Occurrence = "refuse"
+) -> tuple[Example, ...]:
     """Read a file in the JSON-lines format of the book.
 
     Each line is one object:
     ``{"text": "Ada wrote Notes", "triples": [{"subject": "Ada", "relation": "wrote",
-    "object": "Notes"}]}``. A subject or object is a string that occurs exactly once in the text,
+    "object": "Notes"}]}``. A subject or object is a string that occurs in the text,
     or an object with ``"start"`` and ``"text"`` or ``"end"``, counted in characters. ``"id"`` is
     optional and defaults to the number of the line; other keys are ignored. Blank lines are
     skipped.
@@ -50,6 +111,8 @@ def read_jsonl(path: str | Path, *, labelled: bool = True) -> tuple[Example, ...
         A UTF-8 file.
     labelled : bool
         Whether each line must have ``"triples"``. With ``False`` a line without it has none.
+    occurrence : {"refuse", "first", "nearest"}
+        What a string means that occurs several times, and not just once as a whole word.
 
     Returns
     -------
@@ -58,32 +121,48 @@ def read_jsonl(path: str | Path, *, labelled: bool = True) -> tuple[Example, ...
 
     Raises
     ------
+    MalformedLinesError
+        If lines are malformed or an entity is not in its text, with file and line numbers of the
+        first 20. It is a ``ValueError``.
     ValueError
-        If a line is malformed or an entity is not in its text, with file and line number; or if
-        the file holds no line.
+        If the file holds no line.
 
     See Also
     --------
     lib.extraction.triples.example_from_json : The reading of one record, with all rules.
     """
-    return read_counted(path, labelled=labelled)[0]
+    return read_counted(path, labelled=labelled, occurrence=occurrence).examples
 
 
-def read_counted(path: str | Path, *, labelled: bool = True) -> tuple[tuple[Example, ...], int]:
-    """Read as `read_jsonl` does; return the number of repeated triples too."""
+def read_counted(
+    path: str | Path, *, labelled: bool = True, occurrence: Occurrence = "refuse"
+) -> Reading:
+    """Read as `read_jsonl` does; return what was dropped and decided too."""
     path = Path(path)
     examples = []
-    repeated = 0
-    for number, record in parse_lines(path.read_bytes(), str(path)):
+    faults = []
+    dropped: Counter[str] = Counter()
+    notes: Counter[str] = Counter()
+    for number, raw in _numbered(path.read_bytes()):
         try:
-            example = example_from_json(record, default_id=str(number), labelled=labelled)
+            record = _parse(raw)
+            example = example_from_json(
+                record,
+                default_id=str(number),
+                labelled=labelled,
+                occurrence=occurrence,
+                notes=notes,
+            )
         except ValueError as error:
-            raise ValueError(f"{path}, line {number}: {error}") from error
+            faults.append(f"{path}, line {number}: {error}")
+            continue
         examples.append(example)
-        repeated += len(record.get("triples", [])) - len(example.triples)
+        dropped["triple repeated"] += len(record.get("triples", [])) - len(example.triples)
+    if faults:
+        raise MalformedLinesError(faults)
     if not examples:
         raise ValueError(f"{path}: the file holds no examples")
-    return tuple(examples), repeated
+    return Reading(tuple(examples), +dropped, +notes)
 
 
 def write_jsonl(path: str | Path, examples: Iterable[Example]) -> None:

@@ -7,9 +7,10 @@ from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Literal
 
-from lib.extraction.corpora.jsonl import read_counted
+from lib.extraction.corpora.jsonl import MalformedLinesError, Reading, read_counted
 from lib.extraction.corpora.known import KNOWN, differs, fetch, say_licence
 from lib.extraction.corpora.published import unzip
+from lib.extraction.places import Occurrence
 from lib.extraction.synthetic import synthetic_corpus
 from lib.extraction.triples import Corpus, Example, digest
 
@@ -20,7 +21,7 @@ SPLITS = ("train", "dev", "test")
 OWN_LICENCE = "The reader's own data."
 
 
-def load_corpus(data: str) -> Corpus:
+def load_corpus(data: str, *, occurrence: Occurrence = "refuse") -> Corpus:
     """Load a corpus.
 
     Parameters
@@ -37,6 +38,9 @@ def load_corpus(data: str) -> Corpus:
           this is said on stderr and noted in ``notes``;
         - a folder with ``train.jsonl`` and, if wanted, ``dev.jsonl`` and ``test.jsonl``, or a
           single ``.jsonl`` file, which becomes ``train``; see `read_jsonl`.
+    occurrence : {"refuse", "first", "nearest"}
+        For a reader's own data: what an entity means that is given as a string and occurs several
+        times; see `lib.extraction.triples.example_from_json`.
 
     Returns
     -------
@@ -80,9 +84,10 @@ def load_corpus(data: str) -> Corpus:
         return synthetic_corpus(int(seed or 0))
     path = Path(data)
     if data and path.is_dir():
-        return _own(path.resolve().name, {split: path / f"{split}.jsonl" for split in SPLITS})
+        files = {split: path / f"{split}.jsonl" for split in SPLITS}
+        return _own(path.resolve().name, files, occurrence)
     if path.is_file():
-        return _own(path.stem, {"train": path})
+        return _own(path.stem, {"train": path}, occurrence)
     raise ValueError(
         f"data must be 'synthetic', 'synthetic:SEED', one of {', '.join(KNOWN)}, NAME=FOLDER for "
         f"one of these, or an existing folder or .jsonl file; got {data!r}"
@@ -142,9 +147,7 @@ def _published(name: str, folder: Path | None) -> Corpus:
         if not reading.examples:
             raise ValueError(f"{path}: the file holds no examples")
         splits[split] = reading.examples
-        for total, counts in ((dropped, reading.dropped), (notes, reading.notes)):
-            for reason, count in counts.items():
-                total[f"{split}: {reason}"] += count
+        _count(split, reading, dropped, notes)
     trained = _relations(splits["train"])
     for split in SPLITS[1:]:
         unseen = sum(
@@ -157,22 +160,38 @@ def _published(name: str, folder: Path | None) -> Corpus:
     return _corpus(name, known.licence, splits, dropped, notes, files, match=known.match)
 
 
-def _own(name: str, paths: dict[str, Path]) -> Corpus:
+def _own(name: str, paths: dict[str, Path], occurrence: Occurrence) -> Corpus:
     """Load a reader's own files; only the first, ``train``, must exist."""
     splits: dict[str, tuple[Example, ...]] = dict.fromkeys(SPLITS, ())
     dropped: Counter[str] = Counter()
+    notes: Counter[str] = Counter()
     files: dict[str, str] = {}
+    faults: list[str] = []
     for split, path in paths.items():
         if not path.is_file():
             if split == "train":
                 raise FileNotFoundError(f"there is no file {str(path)!r} to train on")
             continue
-        splits[split], repeated = read_counted(path)
+        try:
+            reading = read_counted(path, occurrence=occurrence)
+        except MalformedLinesError as error:
+            faults += error.faults
+            continue
+        splits[split] = reading.examples
         files[path.name] = hashlib.sha256(path.read_bytes()).hexdigest()
-        if repeated:
-            dropped[f"{split}: triple repeated"] += repeated
+        _count(split, reading, dropped, notes)
+    if faults:
+        raise MalformedLinesError(faults)
+    for split, path in paths.items():
         check_relations(splits[split], _relations(splits["train"]), where=str(path))
-    return _corpus(name, OWN_LICENCE, splits, dropped, Counter(), files, match="exact")
+    return _corpus(name, OWN_LICENCE, splits, dropped, notes, files, match="exact")
+
+
+def _count(split: str, reading: Reading, dropped: Counter[str], notes: Counter[str]) -> None:
+    """Add the counts of one file to those of the corpus."""
+    for total, counts in ((dropped, reading.dropped), (notes, reading.notes)):
+        for reason, count in counts.items():
+            total[f"{split}: {reason}"] += count
 
 
 def _relations(examples: Iterable[Example]) -> set[str]:

@@ -12,11 +12,12 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
-from lib.extraction.corpora.jsonl import parse_lines
-from lib.extraction.triples import Example, Span, Triple, occurrences
+from lib.extraction.corpora.jsonl import Reading, parse_lines
+from lib.extraction.places import best_places, places, whole_words
+from lib.extraction.triples import INSIDE_A_WORD, SEVERAL, Example, Span, Triple
 
 __all__ = [
-    "Reading",
+    "Reader",
     "place_entities",
     "read_conll04",
     "read_conll04_entities",
@@ -29,17 +30,7 @@ NOT_IN_TEXT = "entity not in the text"
 REPEATED = "triple repeated"
 NOT_AN_END = "relation on a token that ends no entity"
 
-SEVERAL = "entity that occurs several times"
 LOOSE_TAG = "entity that begins with an I- tag"
-INSIDE_A_WORD = "entity that occurs only inside a word"
-
-
-class Reading(NamedTuple):
-    """What one file gave."""
-
-    examples: tuple[Example, ...]
-    dropped: Counter[str]
-    notes: Counter[str]
 
 
 Reader = Callable[[bytes, str], Reading]
@@ -314,11 +305,7 @@ def place_entities(
 
     Corpora that give entities as strings leave open which occurrence is meant. Here an entity has
     one place in a text, the same in all its triples, so that triples that share an entity share
-    its span. Among the occurrences the first is taken of those that are, in this order of weight,
-
-    1. not in the middle of a word ("Iran" in "Iranian");
-    2. between spaces or the ends of the text;
-    3. not inside a longer entity of the same text ("Cesena" in "A.C. Cesena").
+    its span: the first of `lib.extraction.places.best_places` in a text of tokens.
 
     Parameters
     ----------
@@ -340,38 +327,11 @@ def place_entities(
     >>> place_entities(text, ["A.C. Cesena", "Cesena"])["Cesena"]
     Span(start=20, end=26)
     """
-    found = {entity: occurrences(text, entity) for entity in dict.fromkeys(entities)}
-    every = [span for spans in found.values() for span in spans]
-
-    def rank(span: Span) -> tuple[bool, bool, bool, int]:
-        return (
-            _cuts_word(text, span.start) or _cuts_word(text, span.end),
-            not (_space(text, span.start - 1) and _space(text, span.end)),
-            any(span.inside(other) for other in every),
-            span.start,
-        )
-
-    places = {}
-    for entity, spans in found.items():
-        ranked = sorted((rank(span), span) for span in spans)
-        if ranked:
-            places[entity] = ranked[0][1]
-        if ranked and notes is not None:
-            whole = sum(not in_word for (in_word, *_), _ in ranked)
-            notes[SEVERAL] += whole > 1
+    entities = list(entities)
+    best = best_places(text, entities, tokenised=True)
+    if notes is not None:
+        for entity in best:
+            whole = whole_words(text, places(text, entity))
+            notes[SEVERAL] += len(whole) > 1
             notes[INSIDE_A_WORD] += not whole
-    return places
-
-
-def _cuts_word(text: str, border: int) -> bool:
-    """Tell whether the characters on both sides of a border belong to one word."""
-    if not 0 < border < len(text):
-        return False
-    pair = text[border - 1], text[border]
-    # Chinese and its neighbours (from U+2E80 on) are written without spaces between words.
-    return all(char.isalnum() and char < "\u2e80" for char in pair)
-
-
-def _space(text: str, index: int) -> bool:
-    """Tell whether a character is a space or lies outside the text."""
-    return not 0 <= index < len(text) or text[index].isspace()
+    return {entity: Span(*of_one[0]) for entity, of_one in best.items()}
