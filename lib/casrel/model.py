@@ -312,7 +312,7 @@ class CasRel(ExtractionModel):
             triple's starts and ends exceed their thresholds. At most 128 subjects are considered
             per text and 128 objects per subject, those with the largest such amounts.
         """
-        found: list[list[tuple[Triple, float]]] = [[] for _ in items]
+        found: list[list[tuple[TokenTriple, float]]] = [[] for _ in items]
         with self.evaluating() as device:
             for indices in self._batches(items):
                 batch = self.collate_texts([items[i] for i in indices])
@@ -321,9 +321,8 @@ class CasRel(ExtractionModel):
                 hidden = self.encoder(**batch)
                 subjects = self.find_subjects(hidden, cells)
                 for row, tokens, margin in self.find_triples(hidden, cells, subjects):
-                    i = indices[row]
-                    found[i].append((self.triple_of(items[i], tokens), margin))
-        return [tuple(triples) for triples in found]
+                    found[indices[row]].append((tokens, margin))
+        return [self.in_characters(*pair) for pair in zip(items, found, strict=True)]
 
     def find_subjects(self, hidden: Tensor, cells: Tensor) -> TaggedSpans:
         """Read the subjects of texts off their tags.

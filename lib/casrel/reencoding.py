@@ -57,6 +57,6 @@ def extract_reencoding(
                     TaggedSpans(spans, subjects.margins),
                 )
             found.append(
-                tuple((model.triple_of(item, tokens), margin) for _, tokens, margin in triples)
+                model.in_characters(item, ((tokens, margin) for _, tokens, margin in triples))
             )
     return found

@@ -14,16 +14,17 @@ import shlex
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import fields
+from itertools import islice
 from pathlib import Path
-from typing import Any, TextIO
+from typing import IO, Any, TextIO
 
 import click
 from torch import distributed
 
 from lib.extraction.corpora import MalformedLinesError, load_corpus
-from lib.extraction.corpora.jsonl import parse_lines
+from lib.extraction.inputs import read_inputs
 from lib.extraction.places import OCCURRENCES, Occurrence
 from lib.extraction.records import portable, write_atomically
 from lib.extraction.training import (
@@ -36,9 +37,9 @@ from lib.extraction.training import (
     set_seed,
     train,
 )
-from lib.extraction.triples import Corpus, Example, example_from_json, example_to_json
+from lib.extraction.triples import Corpus, Example, example_to_json
 
-__all__ = ["ENCODER_OPTIONS", "extractor_commands", "read_inputs"]
+__all__ = ["ENCODER_OPTIONS", "extractor_commands"]
 
 ENCODER_OPTIONS = (
     click.Option(
@@ -56,6 +57,7 @@ ENCODER_OPTIONS = (
 """Options of ``train`` for any model with an encoder of `lib.extraction.encoders`."""
 
 _CHUNK = 4096  # texts held as tokens at once by predict
+_MOST_ERRORS = 20  # lines said about texts that failed
 
 
 # Peak learning rates of encoder and heads for an encoder that is trained from scratch; those of
@@ -99,6 +101,28 @@ class _UserError(click.ClickException):
         lines = error.lines if isinstance(error, MalformedLinesError) else [str(error)]
         # One line each, whatever a library put into it.
         super().__init__("\n".join(" ".join(line.split()) for line in lines))
+
+
+class _PartialError(_UserError):
+    """Some of the work is done and written, and what is missing has been said."""
+
+    exit_code = 1
+
+
+class _Failures:
+    """Says what failed, a line each, and counts it, so that the rest can go on."""
+
+    def __init__(self, *, shown: bool) -> None:
+        self.shown = shown
+        self.count = self.fine = 0
+
+    def add(self, error: Exception, where: str = "") -> None:
+        self.count += 1
+        if self.shown and self.count <= _MOST_ERRORS:
+            message = f"{where}: {error or type(error).__name__}" if where else str(error)
+            click.echo(f"Error: {' '.join(message.split())}", err=True)
+            if self.count == _MOST_ERRORS:
+                click.echo("Further errors are counted, not shown", err=True)
 
 
 @contextmanager
@@ -220,28 +244,48 @@ def extractor_commands(
         accelerator = make_accelerator()
         if input == "-" and accelerator.num_processes > 1:
             raise ValueError("several processes cannot share standard input: give --input FILE")
-        if input == "-":
-            examples = read_inputs(sys.stdin.buffer.read(), "standard input")
-        else:
-            examples = read_inputs(Path(input).read_bytes(), input)
-        loaded = _load_model(model_class, model)
+        name = "standard input" if input == "-" else input
+        failures = _Failures(shown=accelerator.is_main_process)
 
-        def lines() -> Iterator[str]:
-            for start in range(0, len(examples), _CHUNK):
-                chunk = examples[start : start + _CHUNK]
-                texts = [example.text for example in chunk]
-                found = predict(loaded, texts, batch_size=batch_size, progress=not quiet)
-                yield from map(_prediction_line, chunk, found)
+        def lines(source: IO[bytes]) -> Iterator[str]:
+            examples = read_inputs(source, name, on_error=failures.add)
+            chunk = list(islice(examples, 1))  # what is no text is refused before the model loads
+            loaded = _load_model(model_class, model)
+            while chunk := [*chunk, *islice(examples, _CHUNK - len(chunk))]:
+                failed: dict[int, Exception] = {}
+                found = predict(
+                    loaded,
+                    [example.text for example in chunk],
+                    batch_size=batch_size,
+                    progress=not quiet,
+                    failed=failed,
+                )
+                for index, (example, scored) in enumerate(zip(chunk, found, strict=True)):
+                    if index in failed:
+                        failures.add(failed[index], f"{name}, text {example.id!r}")
+                    else:
+                        failures.fine += 1
+                        yield _prediction_line(example, scored)
+                chunk = []
+            if not failures.fine:
+                raise ValueError(f"{name}: nothing to write, none of its texts could be read")
 
-        if not accelerator.is_main_process:
-            for _ in lines():  # it computes its share and leaves the writing to the main process
-                pass
-        elif output == "-":
-            for line in lines():
-                click.echo(line, nl=False)
-        else:
-            write_atomically(
-                Path(output), lambda file: file.writelines(line.encode() for line in lines())
+        with nullcontext(sys.stdin.buffer) if input == "-" else Path(input).open("rb") as source:
+            if not accelerator.is_main_process:
+                for _ in lines(source):  # it computes its share; the main process writes
+                    pass
+            elif output == "-":
+                for line in lines(source):
+                    click.echo(line, nl=False)
+            else:
+                write_atomically(
+                    Path(output),
+                    lambda file: file.writelines(line.encode() for line in lines(source)),
+                )
+        if failures.count:
+            texts = failures.count + failures.fine
+            raise _PartialError(
+                ValueError(f"{failures.count} of {texts} texts are not in the output")
             )
 
     folder = click.Path(path_type=Path, file_okay=False)
@@ -380,64 +424,6 @@ def _load_model(model_class: type[Extractor], folder: Path) -> Extractor:
     if not folder.exists():
         raise ValueError(f"there is no folder {folder}")
     return model_class.load(folder / "best" if (folder / "best").is_dir() else folder)
-
-
-def read_inputs(data: bytes, name: str) -> tuple[Example, ...]:
-    r"""Read texts to predict on, one a line, as plain text or as JSON.
-
-    Parameters
-    ----------
-    data : bytes
-        UTF-8. If the first line that is not blank starts with ``{``, every line is a JSON object
-        with a ``text`` and, if it likes, an ``id``; triples in it are not looked at. Else every
-        line is a text. Blank lines are skipped.
-    name : str
-        What to call the source in messages.
-
-    Returns
-    -------
-    tuple of Example
-        Without triples. The id is the one given, else the number of the line.
-
-    Raises
-    ------
-    ValueError
-        If there is no text, or a line is malformed; the message names the line.
-
-    Examples
-    --------
-    >>> [e.text for e in read_inputs(b"Ada wrote Notes.\n\nBo read them.", "-")]
-    ['Ada wrote Notes.', 'Bo read them.']
-    >>> [e.id for e in read_inputs(b'{"text": "Ada", "id": "a"}\n{"text": "Bo"}', "-")]
-    ['a', '2']
-    """
-    if data.removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"{"):
-        examples = tuple(_read_json_lines(data, name))
-    else:
-        examples = tuple(_read_plain_lines(data, name))
-    if not examples:
-        raise ValueError(f"{name} holds no text")
-    return examples
-
-
-def _read_json_lines(data: bytes, name: str) -> Iterator[Example]:
-    for number, record in parse_lines(data, name):
-        if isinstance(record, dict):
-            record.pop("triples", None)
-        try:
-            yield example_from_json(record, default_id=str(number), labelled=False)
-        except ValueError as error:
-            raise ValueError(f"{name}, line {number}: {error}") from error
-
-
-def _read_plain_lines(data: bytes, name: str) -> Iterator[Example]:
-    for number, line in enumerate(data.removeprefix(b"\xef\xbb\xbf").split(b"\n"), 1):
-        try:
-            text = line.decode("utf-8").strip()
-        except UnicodeDecodeError as error:
-            raise ValueError(f"{name}, line {number}: not UTF-8 ({error.reason})") from error
-        if text:
-            yield Example(str(number), text, ())
 
 
 def _prediction_line(example: Example, scored: Sequence[Any]) -> str:

@@ -251,6 +251,20 @@ class ExtractionModel(nn.Module, ABC):
         """
         return [tuple(triple for triple, _ in found) for found in self.extract_scored(items)]
 
+    def in_characters(
+        self, item: Item, found: Iterable[tuple[TokenTriple, float]]
+    ) -> tuple[tuple[Triple, float], ...]:
+        """Name triples of tokens by their characters, each once, with its best score.
+
+        Several tokens may cover the same characters, as the bytes of 中 do, so that several triples
+        of tokens are one triple of the text. Each stands where the first of them did.
+        """
+        best: dict[Triple, float] = {}
+        for tokens, score in found:
+            triple = self.triple_of(item, tokens)
+            best[triple] = max(score, best.get(triple, score))
+        return tuple(best.items())
+
     def triple_of(self, item: Item, tokens: TokenTriple) -> Triple:
         """Name a triple of tokens by its characters and its relation."""
         return Triple(

@@ -252,7 +252,7 @@ class GPLinker(ExtractionModel):
                 batch = self.collate_texts([items[i] for i in indices])
                 decoded = self._decode(**{n: value.to(device) for n, value in batch.items()})
                 for i, triples in zip(indices, decoded, strict=True):
-                    found[i] = self._in_characters(items[i], triples)
+                    found[i] = self.in_characters(items[i], triples)
         return found
 
     def _batches(self, items: Sequence[Item]) -> list[list[int]]:
@@ -284,9 +284,3 @@ class GPLinker(ExtractionModel):
             decode_blocks(*subject, *object_, head, tail)
             for subject, object_, head, tail in zip(subjects, objects, heads, tails, strict=True)
         ]
-
-    def _in_characters(
-        self, item: Item, triples: Sequence[tuple[TokenTriple, float]]
-    ) -> tuple[tuple[Triple, float], ...]:
-        """Turn token positions into characters and relation numbers into names."""
-        return tuple((self.triple_of(item, tokens), score) for tokens, score in triples)

@@ -1,6 +1,7 @@
 """The command line: what it does, and the one line it says when the user errs."""
 
 import errno
+import gzip
 import json
 import os
 import re
@@ -15,10 +16,11 @@ import pytest
 from click.testing import CliRunner
 
 from lib.extraction import commands
-from lib.extraction.commands import extractor_commands, read_inputs
+from lib.extraction.commands import extractor_commands
 from lib.extraction.corpora import read_jsonl, write_jsonl
+from lib.extraction.inputs import read_inputs
 from lib.extraction.records import read_record
-from lib.extraction.training import Settings
+from lib.extraction.training import Settings, predict
 from lib.extraction.triples import Example
 from lib.gplinker.__main__ import main as gplinker
 from tests.extraction.toy import Toy, main, sentence
@@ -399,33 +401,204 @@ def test_an_unknown_relation_and_split_at_evaluation(trained, tmp_path):
     one_line(result, "has no split 'test'", "it has train")
 
 
-@pytest.mark.parametrize(
-    ("text", "parts"),
-    [
-        (b"", ("holds no text",)),
-        (b"\n  \n", ("holds no text",)),
-        (b"fine\n\xff\xfe\n", ("line 2: not UTF-8",)),
-        (b'{"text": "fine"}\n{"text": 3}\n', ("line 2:", "text")),
-        (b'{"text": "fine"}\n\n[1]\n', ("line 3:", "expected a JSON object")),
-        (b'{"text": "fine"}\nplain\n', ("line 2: not valid JSON",)),
-    ],
-)
-def test_bad_texts_to_predict_on(trained, tmp_path, text, parts):
+@pytest.mark.parametrize("text", [b"", b"\n  \n", b"\xef\xbb\xbf\n"])
+def test_nothing_to_predict_on(trained, tmp_path, text):
     source, target = tmp_path / "in", tmp_path / "out"
     source.write_bytes(text)
     one_line(
         call("predict", "--model", trained[0], "--input", source, "--output", target),
-        str(source),
-        *parts,
+        f"{source} holds no text",
     )
     assert not target.exists()
-    one_line(call("predict", "--model", trained[0], input=text), "standard input", *parts)
+    one_line(call("predict", "--model", trained[0], input=text), "standard input holds no text")
     one_line(call("predict", "--model", trained[0], "--input", tmp_path / "none"), "none")
+
+
+BAD_LINES = [
+    (b"\xff\xfe\xfd", b"Bo met Ada", "line {}: not UTF-8"),
+    (b'{"text": 3}', b'{"text": "Bo met Ada"}', "line {}: the record: 'text' must be a string"),
+    (b"[1]", b'{"text": "Bo met Ada"}', "line {}: expected a JSON object, got a list"),
+    (b"plain", b'{"text": "Bo met Ada"}', "line {}: not valid JSON"),
+    (b'{"text": "\\ud83d"}', b'{"text": "Bo met Ada"}', "line {}: example '{}': text holds"),
+]
+
+
+@pytest.mark.parametrize(("bad", "good", "message"), BAD_LINES)
+def test_a_bad_line_does_not_cost_the_others(trained, tmp_path, bad, good, message):
+    """It is told, counted, and seen in the exit status."""
+    source, target = tmp_path / "in", tmp_path / "out"
+    source.write_bytes(b"\n".join([good, bad, b"", good, bad]))
+    for arguments, name in (
+        (("--input", source, "--output", target), str(source)),
+        (("--input", source), str(source)),
+        ((), "standard input"),
+    ):
+        result = call("predict", "--model", trained[0], *arguments, input=source.read_bytes())
+        assert result.exit_code == 1, (result.output, result.exception)
+        first, second, last = result.stderr.splitlines()
+        assert first.startswith(f"Error: {name}, {message.format(2, 2)}")
+        assert second.startswith(f"Error: {name}, {message.format(5, 5)}")
+        assert last == "Error: 2 of 4 texts are not in the output"
+        lines = target.read_text() if target in arguments else result.stdout
+        found = [json.loads(line) for line in lines.splitlines()]
+        assert [(line["id"], len(line["triples"])) for line in found] == [("1", 1), ("4", 1)]
+
+
+@pytest.mark.parametrize(("bad", "good", "message"), BAD_LINES[1:])
+def test_where_no_line_is_good_nothing_is_written(trained, tmp_path, bad, good, message):
+    del good, message
+    source, target = tmp_path / "in", tmp_path / "out"
+    target.write_text("former")
+    source.write_bytes(b'{"text": []}\n' + bad)
+    result = call("predict", "--model", trained[0], "--input", source, "--output", target)
+    assert result.exit_code == 2
+    assert result.stderr.splitlines()[-1] == (
+        f"Error: {source}: nothing to write, none of its texts could be read"
+    )
+    assert target.read_text() == "former"
+
+
+def test_not_every_bad_line_of_many_is_shown(trained):
+    result = call("predict", "--model", trained[0], input=b"Bo met Ada\n" + b"\xff\n" * 50)
+    lines = result.stderr.splitlines()
+    assert len(lines) == 22
+    assert lines[-2:] == [
+        "Further errors are counted, not shown",
+        "Error: 50 of 51 texts are not in the output",
+    ]
+
+
+@pytest.mark.parametrize("fails", ["prepare", "extract_scored"])
+def test_a_text_that_fails_does_not_cost_the_others(trained, monkeypatch, fails):
+    """Whatever a tokenizer or a model raises for it, alone or in a batch."""
+    works = getattr(Toy, fails)
+    texts = ["Bo met Ada", "Bo really met Ada", "Ada wrote Bo", "Ed really left Bo"]
+
+    def broken(self, things):
+        words = [len(thing.text.split() if fails == "prepare" else thing) for thing in things]
+        if 4 in words:
+            raise RuntimeError("no such luck")
+        return works(self, things)
+
+    monkeypatch.setattr(Toy, fails, broken)
+    result = call("predict", "--model", trained[0], input="\n".join(texts))
+    assert [json.loads(line)["id"] for line in result.stdout.splitlines()] == ["1", "3"]
+    assert result.exit_code == 1
+    assert result.stderr.splitlines() == [
+        "Error: standard input, text '2': no such luck",
+        "Error: standard input, text '4': no such luck",
+        "Error: 2 of 4 texts are not in the output",
+    ]
+    with pytest.raises(RuntimeError, match="no such luck"):
+        predict(Toy.load(trained[0] / "best"), texts)
+
+
+def test_texts_are_read_as_they_are_needed():
+    """So that the first answer does not wait for the last text."""
+
+    def lines():
+        yield b"Ada\n"
+        yield b"Bo\n"
+        raise AssertionError("read too far")
+
+    texts = read_inputs(lines(), "pipe")
+    assert [next(texts).text, next(texts).text] == ["Ada", "Bo"]
+
+
+def test_the_first_bad_line_is_raised_where_nobody_takes_it():
+    texts = read_inputs([b"Ada\n", b"\xff\n"], "file")
+    next(texts)
+    with pytest.raises(ValueError, match="file, line 2: not UTF-8"):
+        next(texts)
+
+
+# Each as a tool writes it, with what the message must name.
+OTHER_FORMATS = {
+    "array": ('[{"text": "Bo met Ada"}, {"text": "Ada wrote Bo"}]', "one JSON array"),
+    "array of strings": ('["Bo met Ada", "Ada wrote Bo"]', "one JSON array"),
+    "indented array": ('[\n {\n  "text": "Bo met Ada"\n }\n]', "one JSON array"),
+    "indented object": ('{\n "text": "Bo met Ada"\n}', "one JSON object over several lines"),
+    "csv": ('id,text\n1,"Bo met Ada"\n', "a table (CSV)"),
+    "csv of pandas": (',Sentence,label\n0,"Bo, met Ada",x\n', "a table (CSV)"),
+    "csv of a spreadsheet": ('"id";"text"\n"1";"Bo met Ada"\n', "a table (CSV)"),
+    "tsv": ("id\ttext\n1\tBo met Ada\n", "a table with tabs (TSV)"),
+    "xml": ('<?xml version="1.0"?>\n<a>Bo met Ada</a>', "XML or HTML"),
+    "html": ("<!DOCTYPE html>\n<p>Bo met Ada</p>", "XML or HTML"),
+    "conll04": ("#doc 1\n0\tBo\tB-Peop\t['N']\t[0]\n", "CoNLL"),
+    "conll-u": ("# sent_id = 1\n1\tBo\tBo\tPROPN\n", "CoNLL"),
+    "brat": ("T1\tPerson 0 2\tBo\n", "brat's annotations"),
+}
+
+
+@pytest.mark.parametrize("name", OTHER_FORMATS)
+@pytest.mark.parametrize("mark", ["", "\ufeff", "\n \n"])
+def test_what_is_clearly_another_format_is_refused(trained, tmp_path, name, mark):
+    text, kind = OTHER_FORMATS[name]
+    source = tmp_path / "in.jsonl"
+    source.write_text(mark + text, "utf-8")
+    result = call("predict", "--model", trained[0], "--input", source)
+    one_line(result, f"{source} is {kind}")
+    assert result.stdout == ""
+    if mark:
+        return
+    one_line(call("predict", "--model", trained[0], input=text), f"standard input is {kind}")
+    result = call("train", "--data", source, "--encoder", "toy", "--out", tmp_path / "run")
+    one_line(result, f"{source} is {kind}")
+    program = re.search(r'python -c "(.*)" < FILE > FILE.jsonl', result.stderr)
+    if "JSON" not in kind and "table" not in kind:
+        assert program is None
+        return
+    assert program is not None
+    done = subprocess.run(
+        f'{sys.executable} -c "{program[1]}" < in.jsonl > made.jsonl', shell=True, cwd=tmp_path
+    )
+    assert done.returncode == 0
+    made = call("predict", "--model", trained[0], "--input", tmp_path / "made.jsonl")
+    assert made.exit_code == 0, made.output
+    texts = [json.loads(line)["text"] for line in made.stdout.splitlines()]
+    assert [text.replace(",", "") for text in texts] == ["Bo met Ada", "Ada wrote Bo"][: len(texts)]
+
+
+@pytest.mark.parametrize(
+    ("raw", "kind"),
+    [
+        (b"%PDF-1.7\n...", "a PDF"),
+        (gzip.compress(b"Bo met Ada"), "a gzip archive"),
+        (b"PK\x03\x04...", "a zip archive or an office document"),
+        (b"PAR1\x15", "a Parquet file"),
+        ("Bo met Ada\n".encode("utf-16"), "UTF-16"),
+    ],
+)
+def test_a_file_that_is_no_text_is_named(trained, tmp_path, raw, kind):
+    source = tmp_path / "in"
+    source.write_bytes(raw)
+    one_line(call("predict", "--model", trained[0], "--input", source), f"{source} is {kind}: ")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[1] Ada wrote Notes.",
+        "[1]",
+        "[Applause] Ada, Bo and Cy met.",
+        "[sic], he wrote",
+        "Text, sentence and word: Ada, Bo.",
+        "text",
+        "Ada,Bo",
+        "T1 is a tank.",
+        "# a heading",
+        "<b>Ada</b> met Bo",
+        "- text, more text",
+    ],
+)
+def test_a_sentence_is_not_taken_for_another_format(text):
+    (example,) = read_inputs([text.encode()], "file")
+    assert example.text == text
 
 
 def test_a_byte_order_mark_is_no_text():
     for line in (b"Ada", b'{"text": "Ada"}'):
-        (example,) = read_inputs(b"\xef\xbb\xbf" + line, "file")
+        (example,) = read_inputs([b"\xef\xbb\xbf" + line], "file")
         assert example.text == "Ada"
 
 

@@ -6,12 +6,14 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from lib.extraction.corpora.formats import refuse_other_formats
 from lib.extraction.places import Occurrence
 from lib.extraction.triples import Example, example_from_json, example_to_json
 
 __all__ = [
     "MalformedLinesError",
     "Reading",
+    "parse_line",
     "parse_lines",
     "read_counted",
     "read_jsonl",
@@ -67,8 +69,14 @@ def _numbered(data: bytes) -> Iterator[tuple[int, bytes]]:
             yield number, raw
 
 
-def _parse(raw: bytes) -> Any:
-    """Return the JSON value of a line."""
+def parse_line(raw: bytes) -> Any:
+    """Return the JSON value of a line.
+
+    Raises
+    ------
+    ValueError
+        If the line is not UTF-8 or not JSON.
+    """
     try:
         return json.loads(raw.decode("utf-8"))
     except UnicodeDecodeError as error:
@@ -87,7 +95,7 @@ def parse_lines(data: bytes, where: str) -> Iterator[tuple[int, Any]]:
     """
     for number, raw in _numbered(data):
         try:
-            value = _parse(raw)
+            value = parse_line(raw)
         except ValueError as error:
             raise ValueError(f"{where}, line {number}: {error}") from error
         yield number, value
@@ -125,7 +133,7 @@ def read_jsonl(
         If lines are malformed or an entity is not in its text, with file and line numbers of the
         first 20. It is a ``ValueError``.
     ValueError
-        If the file holds no line.
+        If the file holds no line, or its first line shows that it is in another format.
 
     See Also
     --------
@@ -139,13 +147,15 @@ def read_counted(
 ) -> Reading:
     """Read as `read_jsonl` does; return what was dropped and decided too."""
     path = Path(path)
+    data = path.read_bytes()
+    refuse_other_formats(data.removeprefix(b"\xef\xbb\xbf").lstrip().split(b"\n", 1)[0], str(path))
     examples = []
     faults = []
     dropped: Counter[str] = Counter()
     notes: Counter[str] = Counter()
-    for number, raw in _numbered(path.read_bytes()):
+    for number, raw in _numbered(data):
         try:
-            record = _parse(raw)
+            record = parse_line(raw)
             example = example_from_json(
                 record,
                 default_id=str(number),

@@ -3,6 +3,7 @@
 import math
 import os
 import warnings
+from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -75,6 +76,7 @@ def predict(
     *,
     batch_size: int = 32,
     progress: bool = False,
+    failed: dict[int, Exception] | None = None,
 ) -> list[tuple[tuple[Triple, float], ...]]:
     """Extract triples from texts.
 
@@ -90,6 +92,9 @@ def predict(
         Sentences at a time.
     progress : bool
         Show a bar on standard error if that is a terminal.
+    failed : dict, optional
+        Receives what was raised for a text, by its index; the text then has no triples, and the
+        others have theirs. None: the first error ends the call.
 
     Returns
     -------
@@ -98,12 +103,19 @@ def predict(
         logistic function of the smallest score that had to exceed 0. It orders triples; it is not
         the probability that a triple is right. The same in every process.
     """
-    items, dropped = model.prepare([Example(str(n), text, ()) for n, text in enumerate(texts)])
+    examples = [Example(str(n), text, ()) for n, text in enumerate(texts)]
+    try:
+        listed, dropped = model.prepare(examples)
+        items = dict(enumerate(listed))
+    except Exception:
+        if failed is None:
+            raise
+        items, dropped = _prepare_each(model, examples, failed)
     _warn_of_cuts(dropped[TRUNCATED], len(texts))
-    found = _extract(model, items, batch_size, progress)
+    found = _extract(model, items, batch_size, progress, failed)
     return [
-        tuple((triple, 1 / (1 + math.exp(-score))) for triple, score in sentence)
-        for sentence in found
+        tuple((triple, 1 / (1 + math.exp(-score))) for triple, score in found.get(index, ()))
+        for index in range(len(texts))
     ]
 
 
@@ -115,10 +127,10 @@ def score_items(
     batch_size: int,
     progress: bool,
 ) -> Scores:
-    found = _extract(model, items, batch_size, progress)
+    found = _extract(model, dict(enumerate(items)), batch_size, progress)
     return evaluate_triples(
         [example.triples for example in examples],
-        [[triple for triple, _ in sentence] for sentence in found],
+        [[triple for triple, _ in found[index]] for index in range(len(items))],
         texts=[example.text for example in examples],
         match=match,
     )
@@ -131,25 +143,69 @@ def _warn_of_cuts(count: int, texts: int) -> None:
         warnings.warn(message, TruncatedTextWarning, stacklevel=3)
 
 
+def _prepare_each(
+    model: Extractor, examples: Sequence[Example], failed: dict[int, Exception]
+) -> tuple[dict[int, Any], Counter[str]]:
+    """Prepare the examples one by one; return the items of those with which it works."""
+    items: dict[int, Any] = {}
+    dropped: Counter[str] = Counter()
+    for index, example in enumerate(examples):
+        try:
+            (items[index],), counts = model.prepare([example])
+        except Exception as error:  # whatever a tokenizer finds wrong with a text
+            failed[index] = error
+        else:
+            dropped += counts
+    return items, dropped
+
+
 def _extract(
-    model: Extractor, items: list[Any], batch_size: int, progress: bool
-) -> list[tuple[tuple[Triple, float], ...]]:
-    """Extract in batches of similar length, every process its share, and gather in order."""
+    model: Extractor,
+    items: dict[int, Any],
+    batch_size: int,
+    progress: bool,
+    failed: dict[int, Exception] | None = None,
+) -> dict[int, tuple[tuple[Triple, float], ...]]:
+    """Extract in batches of similar length, every process its share, and gather by index.
+
+    A batch in which something fails is done again text by text, if `failed` is there to receive
+    what fails then.
+    """
     from accelerate.utils import gather_object
 
     accelerator = make_accelerator()
-    order = sorted(range(len(items)), key=lambda i: len(items[i]))
+    order = sorted(items, key=lambda i: len(items[i]))
     batches = [order[cut : cut + batch_size] for cut in range(0, len(order), batch_size)]
     mine = batches[accelerator.process_index :: accelerator.num_processes]
     model.to(accelerator.device)
     model.train(False)
     shown = progress and accelerator.is_main_process
-    found: list[tuple[int, tuple[tuple[Triple, float], ...]]] = []
+    found: list[tuple[int, tuple[tuple[Triple, float], ...] | Exception]] = []
     with torch.no_grad(), accelerator.autocast():
         for batch in tqdm(mine, "extract", disable=None if shown else True, leave=False):
-            found += zip(batch, model.extract_scored([items[i] for i in batch]), strict=True)
-    by_index = dict(gather_object(found))
-    return [by_index[i] for i in range(len(items))]
+            try:
+                found += zip(batch, model.extract_scored([items[i] for i in batch]), strict=True)
+            except Exception:
+                if failed is None:
+                    raise
+                found += [(i, _extract_one(model, items[i])) for i in batch]
+    results = {}
+    for index, result in gather_object(found):
+        if isinstance(result, Exception):
+            assert failed is not None
+            failed[index] = result
+        else:
+            results[index] = result
+    return results
+
+
+def _extract_one(model: Extractor, item: Any) -> tuple[tuple[Triple, float], ...] | Exception:
+    """Return the triples of one item, or what was raised for it."""
+    try:
+        (triples,) = model.extract_scored([item])
+    except Exception as error:  # whatever one text makes a model raise
+        return error
+    return triples
 
 
 def make_accelerator() -> "Accelerator":
