@@ -7,7 +7,8 @@ there are any. Where there are none (``torch.compile``, ``torch.export``, ``make
 mark a bad row by the value NaN instead of raising.
 """
 
-from typing import Literal
+import operator
+from typing import Literal, SupportsIndex, cast
 
 import torch
 from torch import Tensor
@@ -15,6 +16,7 @@ from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 __all__ = [
     "Reduction",
+    "as_index",
     "check_classes",
     "check_indices",
     "check_labels",
@@ -66,6 +68,23 @@ def no_autocast(x: Tensor) -> torch.autocast:
     """
     # Autocast does not know the meta device, where nothing is computed anyway.
     return torch.autocast("cpu" if x.is_meta else x.device.type, enabled=False)
+
+
+def as_index(name: str, value: object) -> int:
+    """Return ``value`` as an int: it is one, or has ``__index__`` as NumPy's integers do.
+
+    A bool is refused, of Python, NumPy or PyTorch: it is a mistake, not a number. The size of a
+    traced graph passes as it is, so that it does not become a constant.
+    """
+    if isinstance(value, int | torch.SymInt) and not isinstance(value, bool):
+        return cast(int, value)
+    boolean = isinstance(value, bool) or (isinstance(value, Tensor) and value.dtype == torch.bool)
+    try:
+        if not boolean:
+            return operator.index(cast(SupportsIndex, value))
+    except TypeError:
+        pass
+    raise TypeError(f"{name} must be an int, got {type(value).__name__}")
 
 
 def check_reduction(reduction: str) -> None:

@@ -3,6 +3,7 @@
 import math
 import re
 
+import numpy as np
 import pytest
 import torch
 from torch.fx.experimental.proxy_tensor import make_fx
@@ -37,6 +38,36 @@ def test_every_floating_dtype_is_taken(dtype):
     _checks.check_logits(torch.zeros(1, dtype=dtype))
     expected = torch.float64 if dtype == torch.float64 else torch.float32
     assert _checks.compute_dtype(dtype) == expected
+
+
+@pytest.mark.parametrize(
+    "three",
+    [3, np.int8(3), np.uint64(3), np.array(3), torch.tensor(3, dtype=torch.int16)],
+    ids=repr,
+)
+def test_anything_with_an_index_is_an_int(three):
+    found = _checks.as_index("size", three)
+    assert type(found) is int
+    assert found == 3
+
+
+@pytest.mark.parametrize("value", [True, np.bool_(1), torch.tensor(True), 3.0, np.float32(3), "3"])
+def test_what_has_no_index_is_refused_and_so_is_a_bool(value):
+    with raises(TypeError, f"size must be an int, got {type(value).__name__}"):
+        _checks.as_index("size", value)
+
+
+def test_a_size_of_a_graph_stays_a_size():
+    seen = []
+
+    def function(x):
+        size = _checks.as_index("size", x.shape[0])
+        seen.append(type(size))
+        return x.new_zeros(size + 1)
+
+    traced = make_fx(function, tracing_mode="symbolic")(torch.zeros(4))
+    assert seen == [torch.SymInt]
+    assert traced(torch.zeros(7)).shape == (8,)
 
 
 def test_labels_must_be_a_tensor():

@@ -560,6 +560,20 @@ def test_fewer_scores_than_k_where_no_value_can_be_read(by_formula):
     assert inclusion_probabilities(scores, 2).isnan().all(-1).tolist() == [True, False]
 
 
+@pytest.mark.parametrize("one", [np.int64(1), np.uint8(1), np.array(1), torch.tensor(1)], ids=repr)
+def test_sizes_and_dimensions_may_be_integers_of_any_kind(one):
+    scores = torch.randn(2, 3).sigmoid()
+    targets = (scores > 0.5).double()
+    for function in (
+        lambda n: smooth_max(scores, dim=n),
+        lambda n: streaming_logsumexp([scores, scores], dim=n),
+        lambda n: subset_logsumexp(scores, n, dim=n),
+        lambda n: inclusion_probabilities(scores, n, dim=n),
+        lambda n: smooth_f1(scores, targets, dim=n),
+    ):
+        assert torch.equal(function(one), function(1))
+
+
 @pytest.mark.parametrize("function", [subset_logsumexp, inclusion_probabilities])
 def test_subsets_refuse(function):
     scores = torch.zeros(2, 3)

@@ -26,11 +26,10 @@ from torch.utils.checkpoint import checkpoint
 
 from lib import _checks, _refusals
 from lib.softmax._arguments import (
-    check_dim_type,
     check_floating,
     check_scores,
-    check_subset_size,
     checked_gamma,
+    checked_subset_size,
     index_of,
     refuse_nan,
 )
@@ -115,7 +114,7 @@ def smooth_max(
     >>> smooth_max(scores, mask=torch.tensor([False, False, False])).item()
     -inf
     """
-    check_scores("scores", scores, dim)
+    dim, _ = check_scores("scores", scores, dim)
     mask = _checks.check_mask(mask, scores, "scores")
     top, excess = pair_of("scores", scores, mask, checked_gamma(gamma), dim)
     return top + excess
@@ -260,9 +259,9 @@ def subset_logsumexp(
     >>> [f"{subset_logsumexp(scores, k).exp():.0f}" for k in range(4)]
     ['1', '6', '11', '6']
     """
-    size = check_scores("scores", scores, dim)
+    dim, size = check_scores("scores", scores, dim)
     mask = _checks.check_mask(mask, scores, "scores")
-    check_subset_size(k, size)
+    k = checked_subset_size(k, size)
     result = log_z(float64_rows(scores, mask, dim), k)
     refuse_nan(result, "scores", scores, mask)
     return result.to(_checks.compute_dtype(scores.dtype))
@@ -314,9 +313,9 @@ def inclusion_probabilities(
     >>> [f"{11 * share:.4f}" for share in inclusion_probabilities(scores, 2)]
     ['9.0000', '8.0000', '5.0000']
     """
-    size = check_scores("scores", scores, dim)
+    dim, size = check_scores("scores", scores, dim)
     mask = _checks.check_mask(mask, scores, "scores")
-    check_subset_size(k, size)
+    k = checked_subset_size(k, size)
     rows = float64_rows(scores, mask, dim)
 
     def total(values: Tensor) -> tuple[Tensor, Tensor]:
@@ -402,7 +401,7 @@ def smooth_f1(
     _checks.check_labels("targets", targets, probabilities, "probabilities")
     mask = _checks.check_mask(mask, probabilities, "probabilities")
     if dim is not None:
-        check_dim_type(dim)
+        dim = _checks.as_index("dim", dim)
     dtype = _checks.compute_dtype(probabilities.dtype)
     p, y = probabilities.to(dtype), targets.to(dtype)
     if mask is not None:
@@ -478,7 +477,7 @@ def _pair_of_chunk(
     name: str, chunk: Tensor | Callable[[], Tensor], dim: int
 ) -> tuple[Tensor, Tensor]:
     scores = chunk() if callable(chunk) else chunk
-    check_scores(name, scores, dim)
+    dim, _ = check_scores(name, scores, dim)
     return pair_of(name, scores, None, 1.0, dim)
 
 

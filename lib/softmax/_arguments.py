@@ -7,11 +7,10 @@ from torch import Tensor
 from lib import _checks, _refusals
 
 __all__ = [
-    "check_dim_type",
     "check_floating",
     "check_scores",
-    "check_subset_size",
     "checked_gamma",
+    "checked_subset_size",
     "index_of",
     "refuse_nan",
 ]
@@ -27,17 +26,11 @@ def check_floating(name: str, tensor: object) -> None:
         raise TypeError(f"{name} must have a floating-point dtype, got {tensor.dtype}")
 
 
-def check_dim_type(dim: object) -> None:
-    """Raise unless ``dim`` is an integer; PyTorch's own errors do not name the argument."""
-    if isinstance(dim, bool) or not isinstance(dim, int):
-        raise TypeError(f"dim must be an int, got {type(dim).__name__}")
-
-
-def check_scores(name: str, scores: object, dim: int) -> int:
-    """Raise unless there is at least one score along ``dim``; return how many there are."""
+def check_scores(name: str, scores: object, dim: object) -> tuple[int, int]:
+    """Raise unless there is a score along ``dim``; return ``dim`` as an int, and how many."""
     check_floating(name, scores)
     assert isinstance(scores, Tensor)  # for the type checker
-    check_dim_type(dim)
+    dim = _checks.as_index("dim", dim)
     if not -scores.dim() <= dim < scores.dim():
         raise IndexError(
             f"dim must be a dimension of {name}, got {dim} for shape {tuple(scores.shape)}"
@@ -46,7 +39,7 @@ def check_scores(name: str, scores: object, dim: int) -> int:
         raise ValueError(
             f"{name} must hold at least 1 entry along dim {dim}, got shape {tuple(scores.shape)}"
         )
-    return scores.shape[dim]
+    return dim, scores.shape[dim]
 
 
 def checked_gamma(gamma: float) -> float:
@@ -58,12 +51,12 @@ def checked_gamma(gamma: float) -> float:
     return float(gamma)
 
 
-def check_subset_size(k: int, size: int) -> None:
-    """Raise unless there can be a subset of ``k`` out of ``size`` scores."""
-    if isinstance(k, bool) or not isinstance(k, int):
-        raise TypeError(f"k must be an int, got {type(k).__name__}")
+def checked_subset_size(k: object, size: int) -> int:
+    """Raise unless there can be a subset of ``k`` out of ``size`` scores; return ``k``."""
+    k = _checks.as_index("k", k)
     if not 0 <= k <= size:
         raise ValueError(f"k must be from 0 to the number of scores, {size}, got {k}")
+    return k
 
 
 def refuse_nan(result: Tensor, name: str, scores: Tensor, mask: Tensor | None) -> None:
