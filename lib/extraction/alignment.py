@@ -18,6 +18,7 @@ __all__ = [
     "NOT_ON_BORDERS",
     "NO_TOKEN",
     "TRUNCATED",
+    "UNKNOWN_RELATION",
     "Alignment",
     "TokenTriple",
     "align",
@@ -35,6 +36,9 @@ BEYOND_LAST_TOKEN = "entity beyond the last token"
 
 NO_TOKEN = "entity without tokens"
 """No token covers any character of the entity, as the tokenizer left it out."""
+
+UNKNOWN_RELATION = "relation unknown to the model"
+"""The triple has a relation that the model cannot name."""
 
 TRUNCATED = "text truncated"
 """Not a triple but a text was cut, as it is longer than the model reads."""
@@ -188,12 +192,8 @@ def align(example: Example, offsets: Offsets, relation_ids: Mapping[str, int]) -
     Alignment
         Each triple of the example is either in ``triples``, in the order of the example, with
         ``span_of(offsets, head, tail)`` equal to its spans, or counted in ``dropped`` under
-        `NOT_ON_BORDERS`, `BEYOND_LAST_TOKEN` or `NO_TOKEN`, by its subject if both fail.
-
-    Raises
-    ------
-    ValueError
-        If a relation has no index.
+        `UNKNOWN_RELATION`, if its relation has no index, else under `NOT_ON_BORDERS`,
+        `BEYOND_LAST_TOKEN` or `NO_TOKEN`, by its subject if both fail.
 
     Examples
     --------
@@ -211,10 +211,8 @@ def align(example: Example, offsets: Offsets, relation_ids: Mapping[str, int]) -
     dropped: Counter[str] = Counter()
     for triple in example.triples:
         if triple.relation not in relation_ids:
-            raise ValueError(
-                f"example {example.id!r}: relation {triple.relation!r} is not among the "
-                f"{len(relation_ids)} known relations: {_some(relation_ids)}"
-            )
+            dropped[UNKNOWN_RELATION] += 1
+            continue
         for span in (triple.subject, triple.object):
             if span not in found:
                 found[span] = _tokens_of(span, offsets)
@@ -244,9 +242,3 @@ def _tokens_of(span: Span, offsets: Offsets) -> tuple[int, int] | str:
     if (offsets[head][0], offsets[tail][1]) != (span.start, span.end):
         return NOT_ON_BORDERS
     return head, tail
-
-
-def _some(names: Mapping[str, int], most: int = 8) -> str:
-    """List names for a message, not all of a long list."""
-    listed = ", ".join(repr(name) for name in list(names)[:most])
-    return listed + (", …" if len(names) > most else "")

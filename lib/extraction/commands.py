@@ -2,7 +2,7 @@
 
 A model's ``__main__`` calls `extractor_commands` with its class; see ``lib/gplinker/__main__.py``.
 What a user can get wrong ends in one line on standard error and exit status 2, without a
-traceback: a malformed line (with file and line), an unknown relation, a missing model, a folder
+traceback: malformed lines (with file and line), a missing model, a folder
 that holds another run, a full disk.
 """
 
@@ -31,6 +31,7 @@ from lib.extraction.training import (
     Extractor,
     Settings,
     TruncatedTextWarning,
+    UnknownRelationWarning,
     evaluate,
     make_accelerator,
     predict,
@@ -55,6 +56,8 @@ ENCODER_OPTIONS = (
     click.Option(["--max-length"], type=click.IntRange(3), help="Most tokens per text."),
 )
 """Options of ``train`` for any model with an encoder of `lib.extraction.encoders`."""
+
+_OURS = (TruncatedTextWarning, UnknownRelationWarning)  # shown in a line, without a place in code
 
 _CHUNK = 4096  # texts held as tokens at once by predict
 _MOST_ERRORS = 20  # lines said about texts that failed
@@ -148,7 +151,8 @@ def _one_line_errors(*also: type[Exception]) -> Iterator[None]:
 @contextmanager
 def _one_line_warnings() -> Iterator[None]:
     with warnings.catch_warnings():
-        warnings.simplefilter("always", TruncatedTextWarning)
+        for category in _OURS:
+            warnings.simplefilter("always", category)
         show_others = warnings.showwarning
 
         def show(
@@ -159,7 +163,7 @@ def _one_line_warnings() -> Iterator[None]:
             file: TextIO | None = None,
             line: str | None = None,
         ) -> None:
-            if category is TruncatedTextWarning:
+            if category in _OURS:
                 click.echo(f"Warning: {message}", err=True)
             else:
                 show_others(message, category, filename, lineno, file, line)
@@ -229,7 +233,7 @@ def extractor_commands(
         model: Path, data: str, occurrence: Occurrence, split: str, batch_size: int, quiet: bool
     ) -> None:
         loaded = _load_model(model_class, model)
-        corpus = _load_corpus(data, occurrence)
+        corpus = _load_corpus(data, occurrence, split)
         scores = evaluate(
             loaded,
             corpus.split(split),
@@ -347,7 +351,12 @@ def extractor_commands(
                 model_option,
                 data_option,
                 occurrence_option,
-                click.Option(["--split"], default="test", show_default=True, help="Which split."),
+                click.Option(
+                    ["--split"],
+                    default="test",
+                    show_default=True,
+                    help="Which split of a corpus; a file is one.",
+                ),
                 batch_option,
                 quiet_option,
             ],
@@ -414,10 +423,10 @@ def _launcher(program: str) -> str:
     )
 
 
-def _load_corpus(data: str, occurrence: Occurrence) -> Corpus:
+def _load_corpus(data: str, occurrence: Occurrence, split: str | None = None) -> Corpus:
     # One process of each machine downloads; the others find the file.
     with make_accelerator().local_main_process_first():
-        return load_corpus(data, occurrence=occurrence)
+        return load_corpus(data, occurrence=occurrence, split=split)
 
 
 def _load_model(model_class: type[Extractor], folder: Path) -> Extractor:

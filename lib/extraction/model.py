@@ -171,13 +171,9 @@ class ExtractionModel(nn.Module, ABC):
         items : list of Item
             One per example, in the same order.
         dropped : Counter of str
-            How many triples have no tokens, by reason (see :mod:`lib.extraction.alignment`), and
-            under "text truncated" how many texts were longer than ``max_length`` tokens.
-
-        Raises
-        ------
-        ValueError
-            If a triple has a relation that the model does not know.
+            How many triples cannot be told to the model, by reason (see
+            :mod:`lib.extraction.alignment`), and under "text truncated" how many texts were longer
+            than ``max_length`` tokens.
         """
         ids = {relation: index for index, relation in enumerate(self.relations)}
         dropped: Counter[str] = Counter()

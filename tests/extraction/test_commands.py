@@ -388,17 +388,27 @@ def test_a_missing_model(data, tmp_path):
         one_line(result, "expected a saved model")
 
 
-def test_an_unknown_relation_and_split_at_evaluation(trained, tmp_path):
+def test_evaluation_needs_the_split_alone(trained, data, tmp_path):
+    """A folder without train.jsonl, a file of any name, relations that the model never saw."""
     line = {
         "text": "Ada knits socks",
         "triples": [{"subject": "Ada", "relation": "knits", "object": "socks"}],
     }
-    own = tmp_path / "own.jsonl"
-    own.write_text(json.dumps(line) + "\n")
-    result = call("evaluate", "--model", trained[0], "--data", own, "--split", "train")
-    one_line(result, "unknown relation 'knits'", "own")
-    result = call("evaluate", "--model", trained[0], "--data", own)
-    one_line(result, "has no split 'test'", "it has train")
+    lines = (data / "test.jsonl").read_text() + json.dumps(line) + "\n"
+    (tmp_path / "test.jsonl").write_text(lines)
+    (tmp_path / "mine.jsonl").write_text(lines)
+    tables = []
+    for words in ((tmp_path,), (tmp_path / "test.jsonl",), (tmp_path / "mine.jsonl",)):
+        result = call("evaluate", "--model", trained[0], "--data", *words)
+        assert result.exit_code == 0, result.output
+        assert "Warning: 1 triple of the relation 'knits' counted as missed" in result.stderr
+        tables.append(result.stdout)
+    assert tables[0] == tables[1] == tables[2]
+    assert re.search(r"^knits .* 1$", tables[0], flags=re.MULTILINE)
+    result = call("evaluate", "--model", trained[0], "--data", tmp_path, "--split", "dev")
+    one_line(result, "has no split 'dev'; it has test")
+    result = call("evaluate", "--model", trained[0], "--data", "synthetic", "--split", "tset")
+    one_line(result, "has no split 'tset'; it has train, dev, test, test_templates")
 
 
 @pytest.mark.parametrize("text", [b"", b"\n  \n", b"\xef\xbb\xbf\n"])

@@ -379,13 +379,46 @@ def test_own_file(tmp_path: Path) -> None:
     assert (corpus.name, len(corpus.train), corpus.dev) == ("a", 1, ())
 
 
-def test_own_relations_must_be_trained(tmp_path: Path) -> None:
-    write_split(tmp_path, "train", "wrote")
-    write_split(tmp_path, "dev", "wrot")
-    with pytest.raises(ValueError, match=r"dev.jsonl, example '1': unknown relation 'wrot'; known"):
-        load_corpus(str(tmp_path))
+@pytest.mark.parametrize("name", ["own", "webnlg"])
+def test_relations_that_train_lacks_are_noted(tmp_path: Path, name: str) -> None:
+    """One rule for a reader's own data and for published corpora."""
+    if name == "own":
+        for split, relation in (("train", "wrote"), ("dev", "wrot"), ("test", "wrote")):
+            write_split(tmp_path, split, relation)
+        corpus = load_corpus(str(tmp_path))
+    else:
+        corpus = load_corpus(f"webnlg={miniature(tmp_path, 'webnlg')}")
+    trained = {t.relation for example in corpus.train for t in example.triples}
+    unseen = [t for example in corpus.dev for t in example.triples if t.relation not in trained]
+    assert len(unseen) == 1
+    assert unseen[0].relation in corpus.relations
+    assert corpus.notes["dev: triple of a relation that train has not"] == 1
+
+
+def test_unknown_relations_are_named() -> None:
+    example = Example("1", "Ada wrote", (Triple(Span(0, 3), "wrot", Span(4, 9)),))
     with pytest.raises(ValueError, match="data, example '1': unknown relation 'wrot'; known are w"):
-        check_relations(read_jsonl(tmp_path / "dev.jsonl"), ["wrote"])
+        check_relations([example], ["wrote"])
+
+
+def test_one_split_is_read_without_the_others(tmp_path: Path) -> None:
+    write_split(tmp_path, "test", "wrote")
+    corpus = load_corpus(str(tmp_path), split="test")
+    assert (list(corpus.splits()), list(corpus.files)) == (["test"], ["test.jsonl"])
+    assert not corpus.notes
+    for split in ("test", "blind"):
+        corpus = load_corpus(str(tmp_path / "test.jsonl"), split=split)
+        assert list(corpus.splits()) == [split]
+    with pytest.raises(ValueError, match=r"has no split 'dev'; it has test$"):
+        load_corpus(str(tmp_path), split="dev")
+    with pytest.raises(ValueError, match="has no split 'tset'; it has test"):
+        load_corpus(str(tmp_path), split="tset")
+    folder = miniature(tmp_path / "c", "conll04")
+    (folder / "train.txt").unlink()
+    assert list(load_corpus(f"conll04={folder}", split="dev").splits()) == ["dev"]
+    with pytest.raises(ValueError, match="conll04 has no split 'tset'; it has train, dev, test"):
+        load_corpus(f"conll04={folder}", split="tset")
+    assert load_corpus("synthetic", split="test") == load_corpus("synthetic")
 
 
 def test_own_folder_needs_train(tmp_path: Path) -> None:

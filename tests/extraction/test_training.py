@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from lib.extraction.records import read_record, write_atomically
 from lib.extraction.training import (
     Settings,
+    UnknownRelationWarning,
     _run,
     ema_decay,
     epoch_batches,
@@ -295,14 +296,23 @@ def test_a_loss_that_is_not_finite_ends_the_run(tmp_path):
         train(model, corpus, tmp_path / "run", SETTINGS)
 
 
-def test_unknown_relations_are_refused_before_work_starts(tmp_path):
+def test_relations_that_cannot_be_learnt_are_said_and_missed(tmp_path, capsys):
+    """In train the model must know them; elsewhere they count, and are counted, as missed."""
     odd = Example("odd", "Ada knits Bo", (Triple(Span(0, 3), "knits", Span(10, 12)),))
     corpus = toy_corpus()
-    with pytest.raises(ValueError, match=r"toy, test, example 'odd': unknown relation 'knits'"):
-        run(tmp_path / "run", corpus=replace(corpus, test=(odd,)))
+    once = replace(SETTINGS, epochs=1)
+    with pytest.raises(ValueError, match=r"toy, train, example 'odd': unknown relation 'knits'"):
+        run(tmp_path / "run", corpus=replace(corpus, train=(odd, *corpus.train)))
     assert not (tmp_path / "run").exists()
-    with pytest.raises(ValueError, match="unknown relation 'knits'"):
-        evaluate(new_model(corpus), [odd])
+    _, record = run(tmp_path / "run", once, corpus=replace(corpus, test=(odd,)))
+    assert "test: 1 triple of the relation 'knits' counted" in capsys.readouterr().err
+    assert (record.scores["test"]["recall"], record.scores["test"]["gold"]) == (0.0, 1)
+    with pytest.warns(UnknownRelationWarning, match="1 triple of the relation 'knits' counted"):
+        scores = evaluate(new_model(corpus), [odd])
+    assert (scores.micro.tp, scores.micro.gold) == (0, 1)
+    many = [replace(odd, triples=(replace(odd.triples[0], relation=f"r{n}"),)) for n in range(9)]
+    with pytest.warns(UnknownRelationWarning, match=r"9 triples of the relations 'r0', .*, … coun"):
+        evaluate(new_model(corpus), many)
 
 
 def test_progress_is_told_on_request_only(tmp_path, capsys):

@@ -6,13 +6,14 @@ what it had to decide in `Corpus.notes`.
 """
 
 from lib.extraction.corpora.jsonl import MalformedLinesError, read_jsonl, write_jsonl
-from lib.extraction.corpora.load import check_relations, load_corpus
+from lib.extraction.corpora.load import check_relations, describe_unknown, load_corpus
 from lib.extraction.triples import Corpus, example_from_json, example_to_json
 
 __all__ = [
     "Corpus",
     "MalformedLinesError",
     "check_relations",
+    "describe_unknown",
     "example_from_json",
     "example_to_json",
     "load_corpus",

@@ -14,14 +14,18 @@ from lib.extraction.places import Occurrence
 from lib.extraction.synthetic import synthetic_corpus
 from lib.extraction.triples import Corpus, Example, digest
 
-__all__ = ["check_relations", "load_corpus"]
+__all__ = ["check_relations", "describe_unknown", "load_corpus"]
 
 SPLITS = ("train", "dev", "test")
+
+UNTRAINED = "triple of a relation that train has not"
 
 OWN_LICENCE = "The reader's own data."
 
 
-def load_corpus(data: str, *, occurrence: Occurrence = "refuse") -> Corpus:
+def load_corpus(
+    data: str, *, occurrence: Occurrence = "refuse", split: str | None = None
+) -> Corpus:
     """Load a corpus.
 
     Parameters
@@ -41,6 +45,9 @@ def load_corpus(data: str, *, occurrence: Occurrence = "refuse") -> Corpus:
     occurrence : {"refuse", "first", "nearest"}
         For a reader's own data: what an entity means that is given as a string and occurs several
         times; see `lib.extraction.triples.example_from_json`.
+    split : str or None
+        The only split that is wanted. No file of another one need be there then, and a single file
+        is this split. The others may be empty in what is returned.
 
     Returns
     -------
@@ -50,8 +57,7 @@ def load_corpus(data: str, *, occurrence: Occurrence = "refuse") -> Corpus:
     Raises
     ------
     ValueError
-        If the name is unknown, a file is malformed or empty, or the reader's own ``dev`` or
-        ``test`` has a relation that ``train`` has not.
+        If the name is unknown, a file is malformed or empty, or there is no such split.
     FileNotFoundError
         If a file or folder is missing.
     OSError
@@ -60,6 +66,8 @@ def load_corpus(data: str, *, occurrence: Occurrence = "refuse") -> Corpus:
     Notes
     -----
     The licence of a published corpus is printed to stderr when it is first used on a machine.
+    Triples of ``dev`` and ``test`` whose relation ``train`` lacks are counted in ``notes``. They
+    stay: a model that was trained on ``train`` misses them.
 
     Examples
     --------
@@ -69,14 +77,14 @@ def load_corpus(data: str, *, occurrence: Occurrence = "refuse") -> Corpus:
     """
     name, equals, folder = data.partition("=")
     if equals and name in KNOWN:
-        return _published(name, Path(folder))
+        return _published(name, Path(folder), split)
     if data in KNOWN:
         if not KNOWN[data].url:
             raise ValueError(
                 f"{data} cannot be downloaded: {KNOWN[data].licence} Give the folder that holds "
                 f"{KNOWN[data].splits['train'].file} as {data}=FOLDER"
             )
-        return _published(data, None)
+        return _published(data, None, split)
     kind, _, seed = data.partition(":")
     if kind == "synthetic":
         if seed and not seed.isdecimal():
@@ -84,10 +92,9 @@ def load_corpus(data: str, *, occurrence: Occurrence = "refuse") -> Corpus:
         return synthetic_corpus(int(seed or 0))
     path = Path(data)
     if data and path.is_dir():
-        files = {split: path / f"{split}.jsonl" for split in SPLITS}
-        return _own(path.resolve().name, files, occurrence)
+        return _own_folder(path, occurrence, split)
     if path.is_file():
-        return _own(path.stem, {"train": path}, occurrence)
+        return _own(path.stem, {split or "train": path}, occurrence)
     raise ValueError(
         f"data must be 'synthetic', 'synthetic:SEED', one of {', '.join(KNOWN)}, NAME=FOLDER for "
         f"one of these, or an existing folder or .jsonl file; got {data!r}"
@@ -118,9 +125,34 @@ def check_relations(
                 )
 
 
-def _published(name: str, folder: Path | None) -> Corpus:
+def describe_unknown(examples: Iterable[Example], relations: Collection[str]) -> str:
+    """Count the triples whose relation is not among `relations`, in words; "" if there is none.
+
+    Examples
+    --------
+    >>> from lib.extraction.triples import Span, Triple
+    >>> example = Example("1", "Ada wrote", (Triple(Span(0, 3), "did", Span(4, 9)),))
+    >>> describe_unknown([example], ["wrote"])
+    "1 triple of the relation 'did'"
+    """
+    triples = [triple for example in examples for triple in example.triples]
+    unknown = Counter(t.relation for t in triples if t.relation not in relations)
+    if not unknown:
+        return ""
+    names = [repr(name) for name, _ in unknown.most_common(8)]
+    if len(unknown) > len(names):
+        names.append("…")
+    triple = "triples" if unknown.total() > 1 else "triple"
+    relation = "relations" if len(unknown) > 1 else "relation"
+    return f"{unknown.total()} {triple} of the {relation} {', '.join(names)}"
+
+
+def _published(name: str, folder: Path | None, split: str | None) -> Corpus:
     """Load a published corpus, from the cache or from a reader's folder."""
     known = KNOWN[name]
+    wanted = {s: source for s, source in known.splits.items() if split in (None, s)}
+    if not wanted:
+        raise ValueError(f"{name} has no split {split!r}; it has {', '.join(known.splits)}")
     if folder is not None and not folder.is_dir():
         raise FileNotFoundError(f"{name}: there is no folder {str(folder)!r}")
     say_licence(name, known.licence)
@@ -128,7 +160,7 @@ def _published(name: str, folder: Path | None) -> Corpus:
     dropped: Counter[str] = Counter()
     notes: Counter[str] = Counter()
     files: dict[str, str] = {}
-    for split, source in known.splits.items():
+    for split, source in wanted.items():
         path = fetch(name, source) if folder is None else folder / source.file
         if not path.is_file():
             raise FileNotFoundError(f"{name}: there is no file {str(path)!r}")
@@ -148,30 +180,30 @@ def _published(name: str, folder: Path | None) -> Corpus:
             raise ValueError(f"{path}: the file holds no examples")
         splits[split] = reading.examples
         _count(split, reading, dropped, notes)
-    trained = _relations(splits["train"])
-    for split in SPLITS[1:]:
-        unseen = sum(
-            triple.relation not in trained
-            for example in splits[split]
-            for triple in example.triples
-        )
-        if unseen:
-            notes[f"{split}: triple of a relation that train has not"] += unseen
     return _corpus(name, known.licence, splits, dropped, notes, files, match=known.match)
 
 
+def _own_folder(folder: Path, occurrence: Occurrence, split: str | None) -> Corpus:
+    """Load what a reader's folder has of the splits that are wanted."""
+    name = folder.resolve().name
+    files = {s: folder / f"{s}.jsonl" for s in SPLITS if split in (None, s)}
+    there = {s: path for s, path in files.items() if path.is_file()}
+    if split is None and "train" not in there:
+        raise FileNotFoundError(f"there is no file {str(files['train'])!r} to train on")
+    if not there:
+        named = ", ".join(s for s in SPLITS if (folder / f"{s}.jsonl").is_file())
+        raise ValueError(f"{name} has no split {split!r}; it has {named or 'none'}")
+    return _own(name, there, occurrence)
+
+
 def _own(name: str, paths: dict[str, Path], occurrence: Occurrence) -> Corpus:
-    """Load a reader's own files; only the first, ``train``, must exist."""
+    """Load a reader's own files, by split."""
     splits: dict[str, tuple[Example, ...]] = dict.fromkeys(SPLITS, ())
     dropped: Counter[str] = Counter()
     notes: Counter[str] = Counter()
     files: dict[str, str] = {}
     faults: list[str] = []
     for split, path in paths.items():
-        if not path.is_file():
-            if split == "train":
-                raise FileNotFoundError(f"there is no file {str(path)!r} to train on")
-            continue
         try:
             reading = read_counted(path, occurrence=occurrence)
         except MalformedLinesError as error:
@@ -182,8 +214,6 @@ def _own(name: str, paths: dict[str, Path], occurrence: Occurrence) -> Corpus:
         _count(split, reading, dropped, notes)
     if faults:
         raise MalformedLinesError(faults)
-    for split, path in paths.items():
-        check_relations(splits[split], _relations(splits["train"]), where=str(path))
     return _corpus(name, OWN_LICENCE, splits, dropped, notes, files, match="exact")
 
 
@@ -210,6 +240,11 @@ def _corpus(
     match: Literal["exact", "text", "partial"],
 ) -> Corpus:
     """Put together what was read."""
+    trained = _relations(splits["train"])
+    for split, examples in splits.items():
+        unseen = sum(t.relation not in trained for example in examples for t in example.triples)
+        if trained and unseen:
+            notes[f"{split}: {UNTRAINED}"] += unseen
     return Corpus(
         name=name,
         licence=licence,
@@ -217,6 +252,7 @@ def _corpus(
         train=splits["train"],
         dev=splits["dev"],
         test=splits["test"],
+        extra={name: examples for name, examples in splits.items() if name not in SPLITS},
         dropped=dropped,
         match=match,
         sha256=digest(splits),

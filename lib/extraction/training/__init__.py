@@ -21,6 +21,7 @@ the whole batch: without dropout the result is the single process's up to roundi
 
 from lib.extraction.training._inference import (
     TruncatedTextWarning,
+    UnknownRelationWarning,
     evaluate,
     make_accelerator,
     predict,
@@ -39,6 +40,7 @@ __all__ = [
     "Extractor",
     "Settings",
     "TruncatedTextWarning",
+    "UnknownRelationWarning",
     "ema_decay",
     "epoch_batches",
     "evaluate",

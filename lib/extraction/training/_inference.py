@@ -11,7 +11,7 @@ import torch
 from tqdm.auto import tqdm
 
 from lib.extraction.alignment import TRUNCATED
-from lib.extraction.corpora import check_relations
+from lib.extraction.corpora import describe_unknown
 from lib.extraction.metrics import Match, Scores, evaluate_triples
 from lib.extraction.training._protocol import Extractor
 from lib.extraction.triples import Example, Triple
@@ -19,11 +19,22 @@ from lib.extraction.triples import Example, Triple
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-__all__ = ["TruncatedTextWarning", "evaluate", "make_accelerator", "predict", "score_items"]
+__all__ = [
+    "TruncatedTextWarning",
+    "UnknownRelationWarning",
+    "evaluate",
+    "make_accelerator",
+    "predict",
+    "score_items",
+]
 
 
 class TruncatedTextWarning(UserWarning):
     """A text is longer than the model reads, so nothing can be found in its end."""
+
+
+class UnknownRelationWarning(UserWarning):
+    """Triples have a relation that the model cannot name, so it must miss them."""
 
 
 def evaluate(
@@ -36,8 +47,9 @@ def evaluate(
 ) -> Scores:
     """Extract from the examples' texts and compare with their triples.
 
-    What alignment drops still counts as missed. Texts that are longer than the model reads are cut,
-    with one `TruncatedTextWarning` for all.
+    What alignment drops still counts as missed, and so do triples of a relation that the model
+    cannot name, with one `UnknownRelationWarning` for all. Texts that are longer than the model
+    reads are cut, with one `TruncatedTextWarning` for all.
 
     Parameters
     ----------
@@ -60,11 +72,11 @@ def evaluate(
     Raises
     ------
     ValueError
-        If there is no example, or an example holds a relation that the model cannot name.
+        If there is no example.
     """
     if not examples:
         raise ValueError("expected at least one example to evaluate, got none")
-    check_relations(examples, model.relations)
+    _warn_of_relations(examples, model.relations)
     items, dropped = model.prepare(examples)
     _warn_of_cuts(dropped[TRUNCATED], len(examples))
     return score_items(model, examples, items, match, batch_size, progress)
@@ -134,6 +146,14 @@ def score_items(
         texts=[example.text for example in examples],
         match=match,
     )
+
+
+def _warn_of_relations(examples: Sequence[Example], known: Sequence[str]) -> None:
+    """Say once, in one process, which relations the model cannot name."""
+    unknown = describe_unknown(examples, known)
+    if unknown and make_accelerator().is_main_process:
+        message = f"{unknown} counted as missed: the model does not know it"
+        warnings.warn(message, UnknownRelationWarning, stacklevel=3)
 
 
 def _warn_of_cuts(count: int, texts: int) -> None:

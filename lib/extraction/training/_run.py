@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm.auto import tqdm
 
-from lib.extraction.corpora import check_relations
+from lib.extraction.corpora import check_relations, describe_unknown
 from lib.extraction.metrics import Scores
 from lib.extraction.records import (
     RunRecord,
@@ -87,9 +87,9 @@ def train(
     Raises
     ------
     ValueError
-        If the corpus has fewer than two sentences to train on or relations that the model lacks,
-        `out` holds another run or something else, its checkpoint cannot be read, or the loss stops
-        being finite.
+        If the corpus has fewer than two sentences to train on or trains relations that the model
+        lacks, `out` holds another run or something else, its checkpoint cannot be read, or the loss
+        stops being finite.
     OSError
         If the disk is full. The last checkpoint is still good.
     """
@@ -122,8 +122,11 @@ class _Run:
                 always=True,
             )
         self.splits = corpus.splits()
+        check_relations(corpus.train, model.relations, where=f"{corpus.name}, train")
+        trained = {triple.relation for example in corpus.train for triple in example.triples}
         for split, examples in self.splits.items():
-            check_relations(examples, model.relations, where=f"{corpus.name}, {split}")
+            if untrained := describe_unknown(examples, trained):
+                self.say(f"{split}: {untrained} counted as missed: train has none", always=True)
         self.model, self.corpus, self.out, self.settings = model, corpus, out, settings
         self.average: AveragedModel | None = None
         self.command = command or shlex.join(portable(argument) for argument in sys.argv)
