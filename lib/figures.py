@@ -23,12 +23,15 @@ Decisions, and why:
 
 from typing import Final
 
-import matplotlib as mpl
-import matplotlib.pyplot as plt
-import numpy as np
-from cycler import cycler
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
+from lib._extras import needs
+
+with needs("book"):
+    import matplotlib as mpl
+    import matplotlib.pyplot as plt
+    import numpy as np
+    from cycler import cycler
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 __all__ = ["COLOURS", "SVG_OPTIONS", "label_line", "panels", "use_house_style"]
 
@@ -102,11 +105,13 @@ def use_house_style() -> None:
 
 
 def _show_svg_in_notebooks() -> None:
-    from IPython.core.getipython import get_ipython
+    with needs("book"):
+        from IPython.core.getipython import get_ipython
 
     # Outside a notebook there is nothing to tell: scripts call savefig with SVG_OPTIONS.
     if get_ipython() is not None:
-        from matplotlib_inline.backend_inline import set_matplotlib_formats
+        with needs("book"):
+            from matplotlib_inline.backend_inline import set_matplotlib_formats
 
         # The package is marked as typed but leaves this function without annotations.
         set_matplotlib_formats("svg", **SVG_OPTIONS)  # type: ignore[no-untyped-call]

@@ -7,11 +7,13 @@ starts with ends, and the layer normalisation that tells the object tagger which
 the command line.
 """
 
+from typing import TYPE_CHECKING
+
+from lib._extras import lazily
 from lib.casrel.decoding import TaggedSpans, tagged_spans
-from lib.casrel.model import CasRel, ConditionalLayerNorm, TaggingOptions
-from lib.casrel.reencoding import extract_reencoding
 from lib.casrel.sampling import choose_subjects, object_tags, sample_subject, subject_tags
 from lib.casrel.tagging import (
+    ConditionalLayerNorm,
     conditional_layer_norm,
     half_pointer_loss,
     nearest_end_spans,
@@ -20,6 +22,15 @@ from lib.casrel.tagging import (
     power_threshold,
     subject_distribution,
 )
+
+if TYPE_CHECKING:
+    from lib.casrel.model import CasRel, TaggingOptions
+    from lib.casrel.reencoding import extract_reencoding
+else:  # the model needs the extra "extraction", the losses PyTorch alone
+    __getattr__, __dir__ = lazily(
+        __name__,
+        {"CasRel": "model", "TaggingOptions": "model", "extract_reencoding": "reencoding"},
+    )
 
 __all__ = [
     "CasRel",

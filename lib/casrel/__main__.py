@@ -1,9 +1,11 @@
 """The command line of CasRel: ``python -m lib.casrel train|evaluate|predict``."""
 
-import click
-
+from lib._extras import needs
 from lib.casrel.model import CasRel
 from lib.extraction.commands import ENCODER_OPTIONS, extractor_commands
+
+with needs("extraction"):
+    import click
 
 main = extractor_commands(
     CasRel,

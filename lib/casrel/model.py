@@ -10,68 +10,19 @@ from torch import Tensor, nn
 
 from lib.casrel.decoding import TaggedSpans, keep_best, tagged_spans
 from lib.casrel.sampling import Sampling, choose_subjects, object_tags, subject_tags
-from lib.casrel.tagging import conditional_layer_norm, half_pointer_loss, power_threshold
+from lib.casrel.tagging import ConditionalLayerNorm, half_pointer_loss, power_threshold
 from lib.extraction.alignment import TokenTriple
 from lib.extraction.encoders import Encoder
 from lib.extraction.model import ExtractionModel, Item, ModelOptions, batches_by_length
 from lib.extraction.triples import Triple
 
-__all__ = ["CasRel", "ConditionalLayerNorm", "TaggingOptions"]
+__all__ = ["CasRel", "TaggingOptions"]
 
 MAX_SPANS = 128
 """Most subjects decoded per text, and most objects per subject; no sentence comes near it."""
 
 NUMBERS_AT_ONCE = 2**22
 """About the numbers held at once in `CasRel.extract`: 16 MB in float32."""
-
-
-class ConditionalLayerNorm(nn.Module):
-    """:func:`lib.casrel.conditional_layer_norm` as a module.
-
-    Both maps start at zero: at first the condition changes nothing.
-
-    Equations: :eq:`eq:casrel-cln`
-
-    Parameters
-    ----------
-    size : int
-        D, the size of the states.
-    condition_size : int
-        C, the size of the condition.
-    eps : float
-        Added to the variance.
-
-    Examples
-    --------
-    >>> norm = ConditionalLayerNorm(4, 8)
-    >>> norm(torch.randn(2, 3, 4), torch.randn(2, 8)).shape
-    torch.Size([2, 3, 4])
-    """
-
-    def __init__(self, size: int, condition_size: int, *, eps: float = 1e-12) -> None:
-        super().__init__()
-        self.eps = eps
-        self.weight = nn.Parameter(torch.ones(size))
-        self.bias = nn.Parameter(torch.zeros(size))
-        self.weight_map = nn.Parameter(torch.zeros(size, condition_size))
-        self.bias_map = nn.Parameter(torch.zeros(size, condition_size))
-
-    def forward(self, hidden: Tensor, condition: Tensor) -> Tensor:
-        """Normalise ``hidden`` ``(..., L, D)`` under ``condition`` ``(..., C)``."""
-        return conditional_layer_norm(
-            hidden,
-            condition,
-            self.weight,
-            self.bias,
-            self.weight_map,
-            self.bias_map,
-            self.eps,
-        )
-
-    def extra_repr(self) -> str:
-        """Show the sizes in ``print(module)``."""
-        size, condition_size = self.weight_map.shape
-        return f"{size}, {condition_size}, eps={self.eps}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -14,11 +14,12 @@ from fractions import Fraction
 from typing import Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lib import _checks, _refusals
 
 __all__ = [
+    "ConditionalLayerNorm",
     "conditional_layer_norm",
     "half_pointer_loss",
     "nearest_end_spans",
@@ -461,6 +462,55 @@ def conditional_layer_norm(
 
 
 # ------------------------------------------------------------------------------------- the losses
+
+
+class ConditionalLayerNorm(nn.Module):
+    """:func:`lib.casrel.conditional_layer_norm` as a module.
+
+    Both maps start at zero: at first the condition changes nothing.
+
+    Equations: :eq:`eq:casrel-cln`
+
+    Parameters
+    ----------
+    size : int
+        D, the size of the states.
+    condition_size : int
+        C, the size of the condition.
+    eps : float
+        Added to the variance.
+
+    Examples
+    --------
+    >>> norm = ConditionalLayerNorm(4, 8)
+    >>> norm(torch.randn(2, 3, 4), torch.randn(2, 8)).shape
+    torch.Size([2, 3, 4])
+    """
+
+    def __init__(self, size: int, condition_size: int, *, eps: float = 1e-12) -> None:
+        super().__init__()
+        self.eps = eps
+        self.weight = nn.Parameter(torch.ones(size))
+        self.bias = nn.Parameter(torch.zeros(size))
+        self.weight_map = nn.Parameter(torch.zeros(size, condition_size))
+        self.bias_map = nn.Parameter(torch.zeros(size, condition_size))
+
+    def forward(self, hidden: Tensor, condition: Tensor) -> Tensor:
+        """Normalise ``hidden`` ``(..., L, D)`` under ``condition`` ``(..., C)``."""
+        return conditional_layer_norm(
+            hidden,
+            condition,
+            self.weight,
+            self.bias,
+            self.weight_map,
+            self.bias_map,
+            self.eps,
+        )
+
+    def extra_repr(self) -> str:
+        """Show the sizes in ``print(module)``."""
+        size, condition_size = self.weight_map.shape
+        return f"{size}, {condition_size}, eps={self.eps}"
 
 
 def _cells(logits: Tensor, targets: Tensor, power: float, mask: Tensor | None) -> Tensor:

@@ -6,6 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lib._extras import needs
+
 __all__ = ["exact_cost"]
 
 
@@ -19,7 +21,8 @@ class _Exact(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, p: Tensor, q: Tensor, costs: Tensor) -> Tensor:
-        import ot  # only here: importing the losses must not cost the import of a solver
+        with needs("transport"):
+            import ot
 
         table = costs.detach().double().cpu().numpy()
         values, duals = [], []

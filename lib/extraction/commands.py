@@ -20,9 +20,9 @@ from itertools import islice
 from pathlib import Path
 from typing import IO, Any, TextIO
 
-import click
 from torch import distributed
 
+from lib._extras import needs
 from lib.extraction.corpora import MalformedLinesError, load_corpus
 from lib.extraction.inputs import read_inputs
 from lib.extraction.places import OCCURRENCES, Occurrence
@@ -39,6 +39,9 @@ from lib.extraction.training import (
     train,
 )
 from lib.extraction.triples import Corpus, Example, example_to_json
+
+with needs("extraction"):
+    import click
 
 __all__ = ["ENCODER_OPTIONS", "extractor_commands"]
 

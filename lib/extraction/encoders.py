@@ -14,12 +14,15 @@ from pathlib import Path
 from typing import Any, Self
 
 import torch
-from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, processors
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from lib._extras import needs
 from lib.extraction.alignment import trim_offsets
 from lib.global_pointer import apply_rope
+
+with needs("extraction"):
+    from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, processors
 
 __all__ = ["Encoder", "HuggingFaceEncoder", "SmallEncoder", "Tokens", "word_shape"]
 
@@ -161,7 +164,8 @@ class HuggingFaceEncoder(Encoder):
     @classmethod
     def create(cls, name: str, *, max_length: int | None = None, word_shapes: bool = False) -> Self:
         """Fetch an encoder by its name on the hub or from a folder."""
-        from transformers import AutoModel, AutoTokenizer
+        with needs("extraction"):
+            from transformers import AutoModel, AutoTokenizer
 
         # transformers keeps the type of the stored weights; half precision is no type to train.
         model = AutoModel.from_pretrained(name, use_safetensors=True, dtype=torch.float32)
@@ -171,7 +175,8 @@ class HuggingFaceEncoder(Encoder):
     @classmethod
     def load(cls, folder: Path, description: Mapping[str, Any]) -> Self:
         """Build the encoder from saved files, its weights still random."""
-        from transformers import AutoConfig, AutoModel, AutoTokenizer
+        with needs("extraction"):
+            from transformers import AutoConfig, AutoModel, AutoTokenizer
 
         build: Callable[[Any], nn.Module] = AutoModel.from_config
         model = build(AutoConfig.from_pretrained(folder, dtype=torch.float32))

@@ -10,21 +10,24 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
-from importlib import metadata
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
-import safetensors
 import torch
-from safetensors.torch import load_file
-from safetensors.torch import save as to_bytes
 from torch import Tensor, nn
 
+from lib import __version__
+from lib._extras import needs
 from lib.extraction.alignment import TRUNCATED, TokenTriple, align, span_of
 from lib.extraction.encoders import Encoder, HuggingFaceEncoder, SmallEncoder, SmallOptions
 from lib.extraction.folders import replace_folder, restore_folder
 from lib.extraction.records import write_atomically
 from lib.extraction.triples import Example, Triple
+
+with needs("extraction"):
+    import safetensors
+    from safetensors.torch import load_file
+    from safetensors.torch import save as to_bytes
 
 __all__ = ["ExtractionModel", "Item", "ModelOptions", "batches_by_length"]
 
@@ -344,7 +347,7 @@ class ExtractionModel(nn.Module, ABC):
         config = {
             "format": FORMAT,
             "model": type(self).__name__,
-            "library": metadata.version("softmax-to-gplinker"),
+            "library": __version__,
             "relations": list(self.relations),
             "options": asdict(self.options),
             "dtype": str(next(self.parameters()).dtype).removeprefix("torch."),

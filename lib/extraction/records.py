@@ -58,6 +58,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lib import __version__
+
 if TYPE_CHECKING:
     from typing_extensions import Buffer  # collections.abc has it from Python 3.12
 
@@ -253,7 +255,7 @@ def code_version() -> dict[str, Any]:
     with suppress(OSError, subprocess.CalledProcessError):
         git("ls-files", "--error-unmatch", "__init__.py")
         commit, modified = git("rev-parse", "HEAD"), bool(git("status", "--porcelain", "--", "."))
-    return {"version": _version("softmax-to-gplinker"), "commit": commit, "modified": modified}
+    return {"version": __version__, "commit": commit, "modified": modified}
 
 
 def versions() -> dict[str, str | None]:

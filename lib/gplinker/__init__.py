@@ -8,9 +8,18 @@ they are few, or for the divergence of R-Drop.
 ``python -m lib.gplinker`` trains, evaluates and predicts from the command line.
 """
 
+from typing import TYPE_CHECKING
+
+from lib._extras import lazily
 from lib.gplinker.decoding import decode_blocks, decode_tables, triple_scores
-from lib.gplinker.model import GPLinker, Item, PointerOptions
 from lib.gplinker.tables import Tables, table_positives
+
+if TYPE_CHECKING:
+    from lib.gplinker.model import GPLinker, Item, PointerOptions
+else:  # the model needs the extra "extraction", tables and decoding PyTorch alone
+    __getattr__, __dir__ = lazily(
+        __name__, {"GPLinker": "model", "Item": "model", "PointerOptions": "model"}
+    )
 
 __all__ = [
     "GPLinker",

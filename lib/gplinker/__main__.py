@@ -1,9 +1,11 @@
 """The command line of GPLinker: ``python -m lib.gplinker train|evaluate|predict``."""
 
-import click
-
+from lib._extras import needs
 from lib.extraction.commands import ENCODER_OPTIONS, extractor_commands
 from lib.gplinker.model import GPLinker
+
+with needs("extraction"):
+    import click
 
 main = extractor_commands(
     GPLinker,

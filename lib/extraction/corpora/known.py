@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from lib._extras import needs
 from lib.extraction.corpora.published import (
     Reader,
     read_conll04,
@@ -162,7 +163,8 @@ KNOWN: dict[str, Known] = {
 
 def cache_folder() -> Path:
     """Return the folder of this machine where downloads are kept."""
-    import pooch
+    with needs("extraction"):
+        import pooch
 
     return Path(pooch.os_cache("softmax-to-gplinker"))
 
@@ -197,7 +199,8 @@ def fetch(name: str, source: Source) -> Path:
     OSError
         If the file cannot be downloaded.
     """
-    import pooch
+    with needs("extraction"):
+        import pooch
 
     folder = cache_folder() / name
     url = KNOWN[name].url + source.file

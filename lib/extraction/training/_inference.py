@@ -8,13 +8,16 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
-from tqdm.auto import tqdm
 
+from lib._extras import needs
 from lib.extraction.alignment import TRUNCATED
 from lib.extraction.corpora import describe_unknown
 from lib.extraction.metrics import Match, Scores, evaluate_triples
 from lib.extraction.training._protocol import Extractor
 from lib.extraction.triples import Example, Triple
+
+with needs("extraction"):
+    from tqdm.auto import tqdm
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -191,7 +194,8 @@ def _extract(
     A batch in which something fails is done again text by text, if `failed` is there to receive
     what fails then.
     """
-    from accelerate.utils import gather_object
+    with needs("extraction"):
+        from accelerate.utils import gather_object
 
     accelerator = make_accelerator()
     order = sorted(items, key=lambda i: len(items[i]))
@@ -234,7 +238,8 @@ def make_accelerator() -> "Accelerator":
     Under ``accelerate launch`` it joins the other processes; with ``--mixed_precision bf16`` there,
     a CPU computes in bf16 too, which those that know it do faster.
     """
-    from accelerate import Accelerator, PartialState
+    with needs("extraction"):
+        from accelerate import Accelerator, PartialState
 
     device = PartialState(cpu=not torch.cuda.is_available()).device.type
     half = device == "cuda" and torch.cuda.is_bf16_supported()

@@ -11,12 +11,11 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, cast
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
-from tqdm.auto import tqdm
 
+from lib._extras import needs
 from lib.extraction.corpora import check_relations, describe_unknown
 from lib.extraction.metrics import Scores
 from lib.extraction.records import (
@@ -40,6 +39,10 @@ from lib.extraction.training._settings import (
     set_seed,
 )
 from lib.extraction.triples import Corpus
+
+with needs("extraction"):
+    import numpy as np
+    from tqdm.auto import tqdm
 
 __all__ = ["train"]
 
@@ -159,7 +162,8 @@ class _Run:
         return {"model": self.about, "data": data, "settings": asdict(self.settings)}
 
     def go(self) -> RunRecord:
-        from accelerate.utils import gather_object
+        with needs("extraction"):
+            from accelerate.utils import gather_object
 
         if self.main:
             self.out.mkdir(parents=True, exist_ok=True)

@@ -6,8 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 import torch
+
+from lib._extras import needs
+
+with needs("extraction"):
+    import numpy as np
 
 __all__ = ["Settings", "ema_decay", "epoch_batches", "learning_rate_factor", "set_seed"]
 
