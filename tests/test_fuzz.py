@@ -279,7 +279,7 @@ def test_an_eager_model_answers_odd_sentences_with_words_of_them(linkers, name):
 def test_an_eager_model_predicts_odd_texts(linkers, tmp_path):
     """Several spans of tokens may be the same characters: the bytes of one, say."""
     chance = random.Random(8)
-    texts = ["😀 中文 😀", "word 中 is 😀", *(sentence(chance)[:40] for _ in range(40))]
+    texts = ["😀 中文 😀", "word 中 is 😀", *(sentence(chance)[:40] for _ in range(10))]
     source = tmp_path / "in.jsonl"
     source.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
     for name, linker in linkers.items():
@@ -293,7 +293,7 @@ def test_an_eager_model_predicts_odd_texts(linkers, tmp_path):
         assert result.exit_code == 0, (name, result.output)
         found = [json.loads(line) for line in result.stdout.removesuffix("\n").split("\n")]
         assert [line["text"] for line in found] == texts
-        assert sum(len(line["triples"]) for line in found) > 1000
+        assert sum(len(line["triples"]) for line in found) > 500
 
 
 def test_of_token_spans_with_the_same_characters_the_best_score_is_kept(linkers):

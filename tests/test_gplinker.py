@@ -1184,7 +1184,44 @@ class TestFolder:
         assert (tmp_path / ".model.old").exists()
         loaded = GPLinker.load(tmp_path / "model")
         assert torch.equal(loaded.entities.projection.weight, second.entities.projection.weight)
-        assert not (tmp_path / ".model.old").exists()
+        first.save(tmp_path / "model")
+        assert [p.name for p in tmp_path.iterdir()] == ["model"]
+
+    @pytest.mark.parametrize("rename", [1, 2])
+    def test_loading_while_it_is_saved_disturbs_nothing(self, tmp_path, monkeypatch, rename):
+        """Before and between the renames that replace the folder."""
+        first, second = small(seed=1), small(seed=2)
+        first.save(tmp_path / "model")
+        calls = []
+        original = Path.rename
+
+        def looked_at(path, target):
+            calls.append(path)
+            if len(calls) == rename:
+                seen = GPLinker.load(tmp_path / "model").entities.projection.weight
+                assert torch.equal(seen, first.entities.projection.weight)
+            return original(path, target)
+
+        monkeypatch.setattr(Path, "rename", looked_at)
+        second.save(tmp_path / "model")
+        monkeypatch.undo()
+        loaded = GPLinker.load(tmp_path / "model")
+        assert torch.equal(loaded.entities.projection.weight, second.entities.projection.weight)
+
+    def test_two_that_save_at_once_do_not_mix(self, tmp_path, monkeypatch):
+        first, second = small(seed=1), small(seed=2)
+        original = GPLinker._write
+
+        def slow(model, folder):
+            original(model, folder)
+            if model is first:
+                with pytest.raises(ValueError, match="model is in use by process"):
+                    second.save(tmp_path / "model")
+
+        monkeypatch.setattr(GPLinker, "_write", slow)
+        first.save(tmp_path / "model")
+        loaded = GPLinker.load(tmp_path / "model")
+        assert torch.equal(loaded.entities.projection.weight, first.entities.projection.weight)
 
     def test_a_full_disk_loses_nothing(self, tmp_path, monkeypatch):
         first, second = small(seed=1), small(seed=2)

@@ -5,6 +5,7 @@ Two moments are tried by default; ``KILLS=10 python -m pytest tests/test_kill.py
 
 import os
 import random
+import signal
 import subprocess
 import sys
 import time
@@ -104,7 +105,7 @@ def test_killed_at_a_random_moment_it_ends_as_if_undisturbed(undisturbed, number
     if number % 2 == 0:
         time.sleep(chance.uniform(0, seconds))
     else:
-        assert wait(process, lambda: list(out.glob(".*")))
+        assert wait(process, lambda: [p for p in out.glob(".*") if p.name != ".lock"])
         time.sleep(chance.uniform(0, 0.01))
     process.kill()
     process.communicate()
@@ -116,3 +117,25 @@ def test_killed_at_a_random_moment_it_ends_as_if_undisturbed(undisturbed, number
     assert record_again == record, left
     assert files_again == files, left
     print(f"killed with {left} in the folder: the same end")
+
+
+def test_a_second_run_in_the_folder_is_refused_and_disturbs_nothing(undisturbed):
+    """The first is stopped, so that it surely lives when the second comes."""
+    folder, said, record, files = undisturbed
+    out = folder / "shared"
+    first = start(folder, out.name)
+    lock, checkpoint = out / ".lock", out / "checkpoint.pt"
+    assert wait(first, lambda: checkpoint.exists() or (lock.exists() and lock.stat().st_size))
+    first.send_signal(signal.SIGSTOP)
+    before = sorted(out.iterdir())
+    second = start(folder, out.name)
+    refused, _ = second.communicate(timeout=900)
+    assert second.returncode == 2
+    assert f"Error: {out.name} is in use by process {first.pid} on " in refused
+    assert refused.count("\n") == 1
+    assert sorted(out.iterdir()) == before
+    first.send_signal(signal.SIGCONT)
+    assert finish(first).replace(out.name, "undisturbed") == said
+    record_shared, files_shared = result(out)
+    assert record_shared == record
+    assert files_shared == files

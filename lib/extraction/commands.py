@@ -24,6 +24,7 @@ from torch import distributed
 
 from lib._extras import needs
 from lib.extraction.corpora import MalformedLinesError, load_corpus
+from lib.extraction.folders import standing_folder
 from lib.extraction.inputs import read_inputs
 from lib.extraction.places import OCCURRENCES, Occurrence
 from lib.extraction.records import portable, write_atomically
@@ -435,7 +436,8 @@ def _load_corpus(data: str, occurrence: Occurrence, split: str | None = None) ->
 def _load_model(model_class: type[Extractor], folder: Path) -> Extractor:
     if not folder.exists():
         raise ValueError(f"there is no folder {folder}")
-    return model_class.load(folder / "best" if (folder / "best").is_dir() else folder)
+    best = folder / "best"
+    return model_class.load(best if standing_folder(best).is_dir() else folder)
 
 
 def _prediction_line(example: Example, scored: Sequence[Any]) -> str:

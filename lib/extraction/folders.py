@@ -2,11 +2,12 @@
 
 import os
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 from shutil import rmtree
 
-__all__ = ["replace_folder", "restore_folder"]
+from lib.extraction.locks import hold
+
+__all__ = ["replace_folder", "standing_folder"]
 
 
 def replace_folder(folder: Path, write: Callable[[Path], object]) -> None:
@@ -19,34 +20,40 @@ def replace_folder(folder: Path, write: Callable[[Path], object]) -> None:
     write : callable
         Gets a new, empty folder and fills it. What it raises is raised here, and then `folder` is
         as it was.
+
+    Raises
+    ------
+    InUseError
+        If another process is just replacing it. It is a ``ValueError``.
     """
-    restore_folder(folder)
     folder, fresh, former = _places(folder)
-    rmtree(fresh, ignore_errors=True)  # of a write that was killed
-    fresh.mkdir()
-    try:
-        write(fresh)
-    except BaseException:
-        rmtree(fresh, ignore_errors=True)
-        raise
-    # Two renames, as one cannot replace a folder. Between them `folder` is missing and `former`
-    # whole; `restore_folder` ends what a kill there began.
-    if folder.exists():
-        folder.rename(former)
-    fresh.rename(folder)
-    rmtree(former, ignore_errors=True)
-
-
-def restore_folder(folder: Path) -> None:
-    """End a replacement that was killed: put the former folder back, or remove it."""
-    folder, _, former = _places(folder)
-    if not former.exists():
-        return
-    if folder.exists():
-        rmtree(former, ignore_errors=True)
-    else:
-        with suppress(FileNotFoundError):  # another process was faster
+    with hold(folder.parent / f".{folder.name}.lock", folder):
+        # What is there now is of a write that was killed.
+        if former.exists() and not folder.exists():
             former.rename(folder)
+        rmtree(former, ignore_errors=True)
+        rmtree(fresh, ignore_errors=True)
+        fresh.mkdir()
+        try:
+            write(fresh)
+        except BaseException:
+            rmtree(fresh, ignore_errors=True)
+            raise
+        # Two renames, as one cannot replace a folder. Between them `folder` is missing and
+        # `former` whole, for `standing_folder` to find.
+        if folder.exists():
+            folder.rename(former)
+        fresh.rename(folder)
+        rmtree(former, ignore_errors=True)
+
+
+def standing_folder(folder: Path) -> Path:
+    """Return where the whole folder stands: the former one, between the renames of a replacement.
+
+    Nothing is changed, as the process that replaces it may be alive.
+    """
+    replaced, _, former = _places(folder)
+    return former if former.exists() and not replaced.exists() else folder
 
 
 def _places(folder: Path) -> tuple[Path, Path, Path]:

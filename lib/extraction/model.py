@@ -20,7 +20,7 @@ from lib import __version__
 from lib._extras import needs
 from lib.extraction.alignment import TRUNCATED, TokenTriple, align, span_of
 from lib.extraction.encoders import Encoder, HuggingFaceEncoder, SmallEncoder, SmallOptions
-from lib.extraction.folders import replace_folder, restore_folder
+from lib.extraction.folders import replace_folder, standing_folder
 from lib.extraction.records import write_atomically
 from lib.extraction.triples import Example, Triple
 
@@ -331,7 +331,8 @@ class ExtractionModel(nn.Module, ABC):
         Raises
         ------
         ValueError
-            If `folder` is there and is not a saved model: it is not overwritten.
+            If `folder` is there and is not a saved model: it is not overwritten; or if another
+            process is just saving to it.
         OSError
             As the disk raises it.
         """
@@ -380,8 +381,7 @@ class ExtractionModel(nn.Module, ABC):
         ValueError
             If the folder has another format or another model, or its files do not belong together.
         """
-        folder = Path(folder)
-        restore_folder(folder)
+        folder = standing_folder(Path(folder))
         for name in ("config.json", "model.safetensors", "encoder"):
             if not (folder / name).exists():
                 raise FileNotFoundError(f"{folder}: expected a saved model, but it has no {name}")

@@ -215,10 +215,16 @@ def _descriptor(path: Path) -> int | None:
     return None
 
 
-def remove_partials(folder: Path) -> None:
-    """Remove what a killed `write_atomically` left in `folder`."""
-    for partial in folder.glob(f".*{_PARTIAL}"):
-        partial.unlink(missing_ok=True)
+def remove_partials(path: Path) -> None:
+    """Remove what a `write_atomically` of this file left beside it when it was killed.
+
+    Only for a file that no other process can be writing now.
+    """
+    path = Path(os.path.realpath(path))
+    pattern = re.compile(rf"\.{re.escape(path.name)}\.\d+{re.escape(_PARTIAL)}")
+    for partial in path.parent.iterdir():
+        if pattern.fullmatch(partial.name):
+            partial.unlink(missing_ok=True)
 
 
 def portable(argument: str) -> str:

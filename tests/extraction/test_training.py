@@ -15,6 +15,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from lib.extraction.locks import hold
 from lib.extraction.records import read_record, write_atomically
 from lib.extraction.training import (
     Settings,
@@ -545,6 +546,28 @@ def interrupted(tmp_path, monkeypatch):
         run(tmp_path / "run")
     monkeypatch.undo()
     return tmp_path / "run"
+
+
+def test_a_folder_in_use_is_refused(tmp_path):
+    (tmp_path / "run").mkdir()
+    said = f"run is in use by process {os.getpid()} .*; choose a new folder, or wait"
+    with hold(tmp_path / "run" / ".lock", tmp_path / "run"):
+        with pytest.raises(ValueError, match=said):
+            run(tmp_path / "run")
+        assert os.listdir(tmp_path / "run") == [".lock"]
+    run(tmp_path / "run", replace(SETTINGS, epochs=1))
+    assert sorted(os.listdir(tmp_path / "run")) == ["best", "record.json"]
+
+
+def test_files_that_other_processes_write_into_the_folder_stay(tmp_path):
+    """As ``predict --output`` of a living process does."""
+    (tmp_path / "run").mkdir()
+    other = tmp_path / "run" / ".found.jsonl.1.partial"
+    other.write_text("half")
+    (tmp_path / "run" / ".record.json.1.partial").write_text("of a kill")
+    run(tmp_path / "run", replace(SETTINGS, epochs=1))
+    assert other.read_text() == "half"
+    assert len(os.listdir(tmp_path / "run")) == 3
 
 
 def test_another_run_in_the_folder_is_refused_naming_both(interrupted):

@@ -6,7 +6,8 @@ import shlex
 import sys
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, cast
@@ -17,6 +18,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from lib._extras import needs
 from lib.extraction.corpora import check_relations, describe_unknown
+from lib.extraction.locks import InUseError, hold
 from lib.extraction.metrics import Scores
 from lib.extraction.records import (
     RunRecord,
@@ -91,8 +93,8 @@ def train(
     ------
     ValueError
         If the corpus has fewer than two sentences to train on or trains relations that the model
-        lacks, `out` holds another run or something else, its checkpoint cannot be read, or the loss
-        stops being finite.
+        lacks, `out` holds another run or something else, another process trains in it, its
+        checkpoint cannot be read, or the loss stops being finite.
     OSError
         If the disk is full. The last checkpoint is still good.
     """
@@ -162,13 +164,36 @@ class _Run:
         return {"model": self.about, "data": data, "settings": asdict(self.settings)}
 
     def go(self) -> RunRecord:
+        with self.holding():
+            return self.work()
+
+    @contextmanager
+    def holding(self) -> Iterator[None]:
+        """Keep the folder to this run: its main process holds it for all of them."""
+        with ExitStack() as stack:
+            refused = None
+            if self.main:
+                self.out.mkdir(parents=True, exist_ok=True)
+                try:
+                    stack.enter_context(hold(self.out / ".lock", self.out))
+                except InUseError as error:
+                    refused = f"{error}; choose a new folder, or wait until that run is done"
+                else:
+                    for path in (self.checkpoint, self.record):
+                        remove_partials(path)
+            for message in self.gather(refused):  # so that no process waits for one that stops
+                if message:
+                    raise ValueError(message)
+            yield
+
+    def gather(self, value: Any) -> list[Any]:
+        """Return the values of all processes."""
         with needs("extraction"):
             from accelerate.utils import gather_object
+        found: list[Any] = gather_object([value])
+        return found
 
-        if self.main:
-            self.out.mkdir(parents=True, exist_ok=True)
-            remove_partials(self.out)
-        self.accelerator.wait_for_everyone()
+    def work(self) -> RunRecord:
         if self.record.exists():
             done = read_record(self.record)
             kept = {"model": done.model, "settings": done.settings}
@@ -180,7 +205,7 @@ class _Run:
         saved = self.read_checkpoint()
         # Machines that do not share the folder would start at different epochs and then wait for
         # each other for ever.
-        seen = gather_object([0 if saved is None else len(saved["epochs"])])
+        seen = self.gather(0 if saved is None else len(saved["epochs"]))
         if len(set(seen)) > 1:
             raise ValueError(
                 f"the processes found checkpoints of different epochs, {seen}: {self.out} must be "
