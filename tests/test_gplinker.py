@@ -1254,7 +1254,7 @@ class TestFolder:
     @pytest.mark.parametrize(
         ("text", "message"),
         [
-            ("{", "config.json: not JSON"),
+            ("{", "config.json: not valid JSON"),
             ("[]", "config.json: expected format 1, got None"),
             ('{"format": 2}', "config.json: expected format 1, got 2"),
         ],

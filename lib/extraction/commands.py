@@ -20,10 +20,11 @@ from itertools import islice
 from pathlib import Path
 from typing import IO, Any, TextIO
 
+import torch
 from torch import distributed
 
 from lib._extras import needs
-from lib.extraction.corpora import MalformedLinesError, load_corpus
+from lib.extraction.corpora import MalformedLinesError, load_corpus, trained_relations
 from lib.extraction.folders import standing_folder
 from lib.extraction.inputs import read_inputs
 from lib.extraction.places import OCCURRENCES, Occurrence
@@ -148,6 +149,9 @@ def _one_line_errors(*also: type[Exception]) -> Iterator[None]:
             "command again"
         )
         raise _UserError(full) from error
+    except torch.cuda.OutOfMemoryError as error:
+        said = "the memory of the GPU is full: lower --batch-size or --max-length"
+        raise _UserError(MemoryError(said)) from error
     except wrong_input as error:
         raise _UserError(error) from error
 
@@ -210,8 +214,14 @@ def extractor_commands(
         values |= {name: rate for name, rate in rates.items() if rate is not None}
         settings = Settings(**values)
         corpus = _load_corpus(data, occurrence)
+        trained_relations(corpus)  # refuses a corpus without any triple
         set_seed(settings.seed)
         texts = [example.text for example in corpus.train]
+        if quiet and encoder not in _FROM_SCRATCH:
+            from transformers.utils import logging
+
+            bars: Any = logging  # untyped
+            bars.disable_progress_bar()
         with _one_line_errors(TypeError):  # an option that this encoder does not have
             model = model_class.create(encoder, corpus.relations, texts=texts, **given)
         context = click.get_current_context()
@@ -252,6 +262,8 @@ def extractor_commands(
         accelerator = make_accelerator()
         if input == "-" and accelerator.num_processes > 1:
             raise ValueError("several processes cannot share standard input: give --input FILE")
+        if output != "-" and not Path(output).parent.is_dir():
+            raise ValueError(f"--output: no such folder: {str(Path(output).parent)!r}")
         name = "standard input" if input == "-" else input
         failures = _Failures(shown=accelerator.is_main_process)
 

@@ -4,6 +4,7 @@ Both kinds do the same five things: cut texts into tokens, turn a batch of token
 their word embeddings, describe themselves, and write and read their files.
 """
 
+import sys
 import zlib
 from abc import ABC, abstractmethod
 from bisect import bisect_right
@@ -11,7 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
@@ -48,6 +49,9 @@ class Encoder(nn.Module, ABC):
     """What the two kinds of encoder have in common."""
 
     kind: str
+    described: ClassVar[dict[str, Any]]
+    """What `describe` names, with a value of the right kind each."""
+
     hidden_size: int
     max_length: int
     padding: dict[str, int]
@@ -111,6 +115,7 @@ class HuggingFaceEncoder(Encoder):
     """
 
     kind = "transformers"
+    described: ClassVar[dict[str, Any]] = {"max_length": DEFAULT_MAX_LENGTH, "word_shapes": False}
 
     def __init__(
         self,
@@ -137,14 +142,12 @@ class HuggingFaceEncoder(Encoder):
                 f"encoder: the tokenizer of {name!r} has {len(tokenizer)} entries, but the model "
                 f"has embeddings for {rows} only; they do not belong together"
             )
-        # Some tokenizers state no limit, as a number near 1e30; some models have no table of
-        # positions. RoBERTa's table has two rows more than the tokenizer's limit.
-        limit = min(
-            tokenizer.model_max_length, getattr(model.config, "max_position_embeddings", 10**9)
-        )
+        # Some tokenizers state no limit, as a number near 1e30.
+        limit = min(tokenizer.model_max_length, _positions(model))
         if max_length is not None and not 3 <= max_length <= limit:
             raise ValueError(
-                f"max_length: expected 3 to {limit}, the limit of {name!r}, got {max_length}"
+                f"max_length: expected 3 to {limit}, the limit of {name!r}, got {max_length} "
+                "(--max-length)"
             )
         if getattr(model, "pooler", None) is not None:
             model.pooler = None  # unused here, and unused parameters stop distributed training
@@ -163,13 +166,39 @@ class HuggingFaceEncoder(Encoder):
 
     @classmethod
     def create(cls, name: str, *, max_length: int | None = None, word_shapes: bool = False) -> Self:
-        """Fetch an encoder by its name on the hub or from a folder."""
+        """Fetch an encoder by its name on the hub or from a folder.
+
+        Raises
+        ------
+        OSError
+            If there is none of that name, or its files cannot be read.
+
+        Notes
+        -----
+        The libraries show bars of what they load on standard error if that is a terminal.
+        """
         with needs("extraction"):
             from transformers import AutoModel, AutoTokenizer
+            from transformers.utils import logging
 
-        # transformers keeps the type of the stored weights; half precision is no type to train.
-        model = AutoModel.from_pretrained(name, use_safetensors=True, dtype=torch.float32)
-        tokenizer = AutoTokenizer.from_pretrained(name)
+        bars: Any = logging  # untyped
+        shown = bars.is_progress_bar_enabled()
+        if not sys.stderr.isatty():
+            bars.disable_progress_bar()
+        try:
+            # transformers keeps the type of the stored weights; half precision is no type to train.
+            model = AutoModel.from_pretrained(name, use_safetensors=True, dtype=torch.float32)
+            tokenizer = AutoTokenizer.from_pretrained(name)
+        except Exception as error:  # files that are no encoder fail in any way they like
+            if Path(name).is_dir():
+                raise OSError(f"encoder: the folder {name!r} {_cannot_be_read(error)}") from error
+            raise OSError(
+                f"encoder: no such folder: {name!r}; looked on the Hugging Face hub too: "
+                f"{_first_line(error)}"
+            ) from error
+        finally:
+            if shown:
+                bars.enable_progress_bar()
         return cls(model, tokenizer, name, max_length=max_length, word_shapes=word_shapes)
 
     @classmethod
@@ -179,8 +208,11 @@ class HuggingFaceEncoder(Encoder):
             from transformers import AutoConfig, AutoModel, AutoTokenizer
 
         build: Callable[[Any], nn.Module] = AutoModel.from_config
-        model = build(AutoConfig.from_pretrained(folder, dtype=torch.float32))
-        tokenizer = AutoTokenizer.from_pretrained(folder)
+        try:
+            model = build(AutoConfig.from_pretrained(folder, dtype=torch.float32))
+            tokenizer = AutoTokenizer.from_pretrained(folder)
+        except Exception as error:
+            raise OSError(f"{folder} {_cannot_be_read(error)}") from error
         return cls(model, tokenizer, str(folder), **description)
 
     def tokenise(self, texts: Sequence[str]) -> list[Tokens]:
@@ -267,6 +299,7 @@ class SmallEncoder(Encoder):
     """
 
     kind = "small"
+    described: ClassVar[dict[str, Any]] = asdict(SmallOptions())
 
     def __init__(self, tokenizer: Tokenizer, options: SmallOptions) -> None:
         super().__init__()
@@ -310,7 +343,11 @@ class SmallEncoder(Encoder):
     @classmethod
     def load(cls, folder: Path, description: Mapping[str, Any]) -> Self:
         """Build the encoder from saved files, its weights still random."""
-        tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+        path = folder / "tokenizer.json"
+        try:
+            tokenizer = Tokenizer.from_file(str(path))
+        except Exception as error:  # tokenizers raises nothing more special
+            raise OSError(f"{path} {_cannot_be_read(error)}") from error
         return cls(tokenizer, SmallOptions(**description))
 
     def tokenise(self, texts: Sequence[str]) -> list[Tokens]:
@@ -382,6 +419,25 @@ class _Block(nn.Module):
         x = x + self.dropout(self.output(mixed.transpose(1, 2).reshape(batch, length, size)))
         x = x + self.dropout(self.mixing(self.before_mixing(x)))
         return x
+
+
+def _positions(model: Any) -> int:
+    """Return the most tokens that a model has positions for; some have no table of them."""
+    most: int = getattr(model.config, "max_position_embeddings", None) or 10**9
+    for name, table in model.named_modules():
+        # RoBERTa and its kin begin to count behind the position of padding.
+        if name.endswith("position_embeddings") and getattr(table, "padding_idx", None) is not None:
+            most = min(most, table.num_embeddings - table.padding_idx - 1)
+    return most
+
+
+def _first_line(error: Exception) -> str:
+    """Return what a library said, without its advice."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def _cannot_be_read(error: Exception) -> str:
+    return f"holds no encoder that can be read ({type(error).__name__}: {_first_line(error)})"
 
 
 def _visible(encoding: Any) -> list[tuple[int, int]]:

@@ -23,9 +23,15 @@ def replace_folder(folder: Path, write: Callable[[Path], object]) -> None:
 
     Raises
     ------
+    FileNotFoundError
+        If there is no folder to put it in.
     InUseError
         If another process is just replacing it. It is a ``ValueError``.
     """
+    if not folder.parent.is_dir():
+        raise FileNotFoundError(
+            f"no such folder: {str(folder.parent)!r}, to put {folder.name!r} in"
+        )
     folder, fresh, former = _places(folder)
     with hold(folder.parent / f".{folder.name}.lock", folder):
         # What is there now is of a write that was killed.

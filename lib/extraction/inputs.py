@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable, Iterator
 
 from lib.extraction.corpora.formats import refuse_other_formats
-from lib.extraction.corpora.jsonl import parse_line
+from lib.extraction.jsontext import parse_json
 from lib.extraction.triples import Example, example_from_json
 
 __all__ = ["read_inputs"]
@@ -74,7 +74,7 @@ def read_inputs(
 
 def _json_line(line: bytes, number: int, name: str) -> Example:
     try:
-        record = parse_line(line)
+        record = parse_json(line)
         if isinstance(record, dict):
             record.pop("triples", None)
         return example_from_json(record, default_id=str(number), labelled=False)

@@ -7,7 +7,7 @@ A model adds its heads, the targets of its loss, and the way from scores to trip
 import json
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -21,6 +21,7 @@ from lib._extras import needs
 from lib.extraction.alignment import TRUNCATED, TokenTriple, align, span_of
 from lib.extraction.encoders import Encoder, HuggingFaceEncoder, SmallEncoder, SmallOptions
 from lib.extraction.folders import replace_folder, standing_folder
+from lib.extraction.jsontext import parse_json
 from lib.extraction.records import write_atomically
 from lib.extraction.triples import Example, Triple
 
@@ -33,6 +34,9 @@ __all__ = ["ExtractionModel", "Item", "ModelOptions", "batches_by_length"]
 
 FORMAT = 1
 """The layout of a saved folder. It changes whenever an older `load` could not read it."""
+
+DTYPES = ("float64", "float32", "bfloat16", "float16")
+"""What the weights of a saved model may be made of."""
 
 TEXTS_AT_ONCE = 64
 """Most texts in one batch of `batches_by_length`."""
@@ -376,31 +380,20 @@ class ExtractionModel(nn.Module, ABC):
 
         Raises
         ------
-        FileNotFoundError
-            If a file is missing.
+        OSError
+            If a file is missing or, in the encoder's folder, cannot be read.
         ValueError
-            If the folder has another format or another model, or its files do not belong together.
+            If the folder has another format or another model, an option that it has not or of
+            another kind, or its files do not belong together.
         """
         folder = standing_folder(Path(folder))
         for name in ("config.json", "model.safetensors", "encoder"):
             if not (folder / name).exists():
                 raise FileNotFoundError(f"{folder}: expected a saved model, but it has no {name}")
         try:
-            config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+            model = cls._build(folder, parse_json((folder / "config.json").read_bytes()))
         except ValueError as error:
-            raise ValueError(f"{folder / 'config.json'}: not JSON: {error}") from error
-        if not isinstance(config, dict) or config.get("format") != FORMAT:
-            given = config.get("format") if isinstance(config, dict) else None
-            raise ValueError(f"{folder / 'config.json'}: expected format {FORMAT}, got {given!r}")
-        kind = config.get("model", cls.__name__ if cls.unnamed_folders else None)
-        if kind != cls.__name__:
-            raise ValueError(
-                f"{folder / 'config.json'}: expected a model {cls.__name__!r}, got {kind!r}"
-            )
-        description = dict(config["encoder"])
-        encoder = _KINDS[description.pop("kind")].load(folder / "encoder", description)
-        model = cls(encoder, config["relations"], cls.options_class(**config["options"]))
-        model.to(getattr(torch, config["dtype"]))
+            raise ValueError(f"{folder / 'config.json'}: {error}") from error
         try:
             model.load_state_dict(load_file(folder / "model.safetensors"))
         except (RuntimeError, safetensors.SafetensorError) as error:
@@ -408,6 +401,35 @@ class ExtractionModel(nn.Module, ABC):
                 f"{folder / 'model.safetensors'}: does not fit config.json: {error}"
             ) from error
         return model.eval()
+
+    @classmethod
+    def _build(cls, folder: Path, config: Any) -> Self:
+        """Make a model as config.json describes it, its weights still random."""
+        if not isinstance(config, dict) or config.get("format") != FORMAT:
+            given = config.get("format") if isinstance(config, dict) else None
+            raise ValueError(f"expected format {FORMAT}, got {given!r}")
+        kind = config.get("model", cls.__name__ if cls.unnamed_folders else None)
+        if kind != cls.__name__:
+            raise ValueError(f"expected a model {cls.__name__!r}, got {kind!r}")
+        for name, expected in (("relations", list), ("options", dict), ("encoder", dict)):
+            if not isinstance(config.get(name), expected):
+                kind = {list: "list", dict: "object"}[expected]
+                raise ValueError(f"{name} must be a JSON {kind}, got {config.get(name)!r}")
+        for name in config["relations"]:
+            if not isinstance(name, str):
+                raise ValueError(f"relations must be strings, got {name!r}")
+        dtype = config.get("dtype")
+        if dtype not in DTYPES:
+            raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
+        description = dict(config["encoder"])
+        kind = description.pop("kind", None)
+        if not isinstance(kind, str) or kind not in _KINDS:
+            raise ValueError(f"the encoder's kind must be one of {', '.join(_KINDS)}, got {kind!r}")
+        _check_options("options", config["options"], asdict(cls.options_class()))
+        _check_options("encoder", description, _KINDS[kind].described)
+        encoder = _KINDS[kind].load(folder / "encoder", description)
+        model = cls(encoder, config["relations"], cls.options_class(**config["options"]))
+        return model.to(getattr(torch, dtype))
 
 
 def batches_by_length(
@@ -443,6 +465,22 @@ def batches_by_length(
         batches[-1].append(i)
         room -= 1
     return batches
+
+
+def _check_options(where: str, given: Mapping[str, Any], defaults: Mapping[str, Any]) -> None:
+    """Refuse options that have no default, or whose values are of another kind than theirs."""
+    for name, value in given.items():
+        if name not in defaults:
+            raise ValueError(f"{where}: unknown option {name!r}; known are {', '.join(defaults)}")
+        default = defaults[name]
+        if isinstance(default, tuple):
+            continue  # the options check their own
+        kinds = (int, float) if isinstance(default, float) else (type(default),)
+        is_kind = isinstance(value, kinds) and isinstance(value, bool) == isinstance(default, bool)
+        if not is_kind and value is not None:
+            raise ValueError(
+                f"{where}: {name} must be of the kind of {default!r}, its default, got {value!r}"
+            )
 
 
 def _check_relations(relations: Sequence[str]) -> None:

@@ -59,6 +59,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lib import __version__
+from lib.extraction.jsontext import parse_json
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer  # collections.abc has it from Python 3.12
@@ -328,9 +329,9 @@ def read_record(path: Path | str) -> RunRecord:
     """
     path = Path(path)
     try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path} is not JSON: {error}") from error
+        raw = parse_json(path.read_bytes())
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
     if not isinstance(raw, Mapping):
         raise ValueError(f"{path}: expected a JSON object, got {type(raw).__name__}")
     if raw.get("schema") != SCHEMA:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import click
 import pytest
+import torch
 from click.testing import CliRunner
 
 from lib.extraction import commands
@@ -624,6 +625,15 @@ def test_a_full_disk(data, tmp_path, monkeypatch, filename):
     result = call("train", "--data", data, "--encoder", "toy", "--out", tmp_path / "run")
     assert result.exit_code == 0
     assert "continuing after epoch 1 of 20" in result.stderr
+
+
+def test_a_full_gpu(data, tmp_path, monkeypatch):
+    def full(self, ids, labels):
+        raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.\nSee …")
+
+    monkeypatch.setattr(Toy, "forward", full)
+    result = call("train", "--data", data, "--encoder", "toy", "--out", tmp_path / "run", "--quiet")
+    one_line(result, "memory of the GPU is full", "--batch-size")
 
 
 PAGE = (ROOT / "book" / "howto_own_data.md").read_text(encoding="utf-8")

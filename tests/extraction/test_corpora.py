@@ -4,6 +4,7 @@ import hashlib
 import inspect
 import io
 import json
+import os
 import re
 import time
 import zipfile
@@ -22,6 +23,7 @@ from lib.extraction.corpora import (
     known,
     load_corpus,
     read_jsonl,
+    trained_relations,
     write_jsonl,
 )
 from lib.extraction.corpora.known import KNOWN, Source
@@ -117,6 +119,8 @@ def test_conll04_with_other_line_ends_and_no_tokens() -> None:
         ("2\tof", "2\t", "line 4: the token is empty"),
         ("of\tO", "of\tX", "line 4: the tag must be 'O', 'B-…' or 'I-…', got 'X'"),
         ("[3, 6]", "[3, 6", "line 3: columns 4 and 5 must be lists, got"),
+        ("[3, 6]", "(" * 3000, "line 3: columns 4 and 5 must be lists, got"),
+        ("[3, 6]", "{[]: 1}", "line 3: columns 4 and 5 must be lists, got"),
         ("[3, 6]", "[3]", "line 3: .* of the same length, got"),
         ("[3, 6]", "[3, '6']", "line 3: columns 4 and 5 must be lists of names"),
         ("'Live_In', ", "7, ", "line 3: columns 4 and 5 must be lists of names"),
@@ -168,7 +172,8 @@ def test_triple_lists() -> None:
     ("data", "message"),
     [
         (b"\xff", r"f: not UTF-8 \(byte 1\)"),
-        (b"[\n{]", r"f, line 2: not valid JSON"),
+        (b"[\n{]", r"f: not valid JSON \(.*, line 2, column 2\)"),
+        (b"[" * 100_000, "f: JSON that is nested too deeply"),
         (b"{}", "f: expected a list of records, got dict"),
         (b'[{"text": "a", "triple_list": []}, {"text": "a"}]', "f, record 2: not a record with"),
         (b'[{"text": "a", "triple_list": [["a", "r"]]}]', "f, record 1: not a record with"),
@@ -267,6 +272,10 @@ def test_unzip() -> None:
         unzip(data, "two.json", "z")
     with pytest.raises(ValueError, match="z: not a zip archive"):
         unzip(b"1", "one.json", "z")
+    locked = bytearray(data)
+    locked[data.index(b"PK\x01\x02") + 8] |= 1  # the flag of encryption
+    with pytest.raises(ValueError, match=r"z: 'one.json' cannot be unpacked: .*password"):
+        unzip(bytes(locked), "one.json", "z")
 
 
 # The reader's own data
@@ -296,7 +305,9 @@ def test_jsonl_numbers_lines_and_skips_blank_ones(tmp_path: Path) -> None:
     ("line", "message"),
     [
         (b"{", r"a.jsonl, line 3: not valid JSON \(.*, column 2\)"),
-        (b'{"text": "\xff"}', r"a.jsonl, line 3: not UTF-8 \(byte 11 of the line\)"),
+        (b'{"text": "\xff"}', r"a.jsonl, line 3: not UTF-8 \(byte 11\)"),
+        (b"[" * 100_000, r"a.jsonl, line 3: JSON that is nested too deeply"),
+        (b'{"id": ' + b"9" * 5000 + b"}", r"a.jsonl, line 3: JSON that cannot be read"),
         (b'{"text": "Ada"}', r"a.jsonl, line 3: the record has no 'triples'"),
         (
             b'{"text": "Ada", "triples": [{"subject": "Eve", "relation": "r", "object": "Ada"}]}',
@@ -401,6 +412,14 @@ def test_unknown_relations_are_named() -> None:
         check_relations([example], ["wrote"])
 
 
+def test_a_corpus_without_triples_is_named(tmp_path: Path) -> None:
+    write_split(tmp_path, "dev", "wrote")
+    (tmp_path / "train.jsonl").write_text(f"{GOOD}\n{GOOD}")
+    corpus = load_corpus(str(tmp_path))
+    with pytest.raises(ValueError, match="none of the 2 training sentences has a triple, so there"):
+        trained_relations(corpus)
+
+
 def test_one_split_is_read_without_the_others(tmp_path: Path) -> None:
     write_split(tmp_path, "test", "wrote")
     corpus = load_corpus(str(tmp_path), split="test")
@@ -426,9 +445,24 @@ def test_own_folder_needs_train(tmp_path: Path) -> None:
         load_corpus(str(tmp_path))
 
 
-@pytest.mark.parametrize("data", ["webnglg", "/no/such/folder", "webnglg=/tmp", ""])
-def test_unknown_data_is_named(data: str) -> None:
-    with pytest.raises(ValueError, match=r"data must be 'synthetic', .*conll04, webnlg, .*; got "):
+@pytest.mark.parametrize(
+    ("data", "error", "message"),
+    [
+        (
+            "webnglg",
+            FileNotFoundError,
+            r"^no such .*: 'webnglg', nor corpus .*: synthetic,.*conll04",
+        ),
+        ("", FileNotFoundError, r"^no such file or folder: '', nor corpus"),
+        ("webnglg=/tmp", ValueError, r"no corpus is called 'webnglg'; NAME=FOLDER is for conll04"),
+        ("/no/such/folder", FileNotFoundError, r"^no such file or folder: '/no/such/folder'$"),
+        ("dta/", FileNotFoundError, r"^no such file or folder: 'dta/'$"),
+        ("train.jsonl", FileNotFoundError, r"^no such file or folder: 'train.jsonl'$"),
+        (os.devnull, ValueError, r"data must be a file or a folder, got .*, which is neither"),
+    ],
+)
+def test_unknown_data_is_named(data: str, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
         load_corpus(data)
 
 

@@ -98,7 +98,7 @@ def test_what_is_no_record_is_refused(tmp_path):
     with pytest.raises(FileNotFoundError):
         read_record(tmp_path / "record.json")
     (tmp_path / "record.json").write_text("{")
-    with pytest.raises(ValueError, match=r"record\.json is not JSON"):
+    with pytest.raises(ValueError, match=r"record\.json: not valid JSON"):
         read_record(tmp_path / "record.json")
     (tmp_path / "record.json").write_text("[1]")
     with pytest.raises(ValueError, match=r"record\.json: expected a JSON object, got list"):

@@ -6,7 +6,12 @@ what it had to decide in `Corpus.notes`.
 """
 
 from lib.extraction.corpora.jsonl import MalformedLinesError, read_jsonl, write_jsonl
-from lib.extraction.corpora.load import check_relations, describe_unknown, load_corpus
+from lib.extraction.corpora.load import (
+    check_relations,
+    describe_unknown,
+    load_corpus,
+    trained_relations,
+)
 from lib.extraction.triples import Corpus, example_from_json, example_to_json
 
 __all__ = [
@@ -18,5 +23,6 @@ __all__ = [
     "example_to_json",
     "load_corpus",
     "read_jsonl",
+    "trained_relations",
     "write_jsonl",
 ]

@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from lib.extraction.corpora.formats import refuse_other_formats
+from lib.extraction.jsontext import parse_json
 from lib.extraction.places import Occurrence
 from lib.extraction.triples import Example, example_from_json, example_to_json
 
 __all__ = [
     "MalformedLinesError",
     "Reading",
-    "parse_line",
     "parse_lines",
     "read_counted",
     "read_jsonl",
@@ -69,33 +69,17 @@ def _numbered(data: bytes) -> Iterator[tuple[int, bytes]]:
             yield number, raw
 
 
-def parse_line(raw: bytes) -> Any:
-    """Return the JSON value of a line.
-
-    Raises
-    ------
-    ValueError
-        If the line is not UTF-8 or not JSON.
-    """
-    try:
-        return json.loads(raw.decode("utf-8"))
-    except UnicodeDecodeError as error:
-        raise ValueError(f"not UTF-8 (byte {error.start + 1} of the line)") from error
-    except json.JSONDecodeError as error:
-        raise ValueError(f"not valid JSON ({error.msg}, column {error.colno})") from error
-
-
 def parse_lines(data: bytes, where: str) -> Iterator[tuple[int, Any]]:
     """Yield the number and the JSON value of each line that is not blank.
 
     Raises
     ------
     ValueError
-        If a line is not UTF-8 or not JSON; the message begins with `where` and the line number.
+        If `parse_json` refuses a line; the message begins with `where` and the line number.
     """
     for number, raw in _numbered(data):
         try:
-            value = parse_line(raw)
+            value = parse_json(raw)
         except ValueError as error:
             raise ValueError(f"{where}, line {number}: {error}") from error
         yield number, value
@@ -155,7 +139,7 @@ def read_counted(
     notes: Counter[str] = Counter()
     for number, raw in _numbered(data):
         try:
-            record = parse_line(raw)
+            record = parse_json(raw)
             example = example_from_json(
                 record,
                 default_id=str(number),

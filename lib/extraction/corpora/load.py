@@ -14,7 +14,7 @@ from lib.extraction.places import Occurrence
 from lib.extraction.synthetic import synthetic_corpus
 from lib.extraction.triples import Corpus, Example, digest
 
-__all__ = ["check_relations", "describe_unknown", "load_corpus"]
+__all__ = ["check_relations", "describe_unknown", "load_corpus", "trained_relations"]
 
 SPLITS = ("train", "dev", "test")
 
@@ -95,10 +95,36 @@ def load_corpus(
         return _own_folder(path, occurrence, split)
     if path.is_file():
         return _own(path.stem, {split or "train": path}, occurrence)
-    raise ValueError(
-        f"data must be 'synthetic', 'synthetic:SEED', one of {', '.join(KNOWN)}, NAME=FOLDER for "
-        f"one of these, or an existing folder or .jsonl file; got {data!r}"
-    )
+    if data and path.exists():
+        raise ValueError(f"data must be a file or a folder, got {data!r}, which is neither")
+    known = f"synthetic, synthetic:SEED, {', '.join(KNOWN)}"
+    if equals and name.isidentifier():
+        raise ValueError(f"no corpus is called {name!r}; NAME=FOLDER is for {', '.join(KNOWN)}")
+    if path.name != data or path.suffix:  # a path, by its looks
+        raise FileNotFoundError(f"no such file or folder: {data!r}")
+    raise FileNotFoundError(f"no such file or folder: {data!r}, nor corpus of this name: {known}")
+
+
+def trained_relations(corpus: Corpus) -> frozenset[str]:
+    """Return the relations that a corpus can teach.
+
+    Raises
+    ------
+    ValueError
+        If no sentence of its training split has a triple.
+
+    Examples
+    --------
+    >>> len(trained_relations(load_corpus("synthetic:1")))
+    14
+    """
+    trained = frozenset(_relations(corpus.train))
+    if not trained:
+        raise ValueError(
+            f"{corpus.name}: none of the {len(corpus.train)} training sentences has a triple, so "
+            "there is nothing to learn"
+        )
+    return trained
 
 
 def check_relations(

@@ -6,13 +6,14 @@ file that are not in the examples, by reason; and decisions that lost nothing.
 
 import ast
 import io
-import json
 import zipfile
+import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
 from lib.extraction.corpora.jsonl import Reading, parse_lines
+from lib.extraction.jsontext import parse_json
 from lib.extraction.places import best_places, places, whole_words
 from lib.extraction.triples import INSIDE_A_WORD, SEVERAL, Example, Span, Triple
 
@@ -171,7 +172,7 @@ def _row(text: str, line: int, index: int, where: str) -> _Row:
         return _Row(line, token, tag, [])
     try:
         relations, ends = ast.literal_eval(names), ast.literal_eval(targets)
-    except (SyntaxError, ValueError) as error:
+    except (SyntaxError, ValueError, TypeError, MemoryError, RecursionError) as error:
         raise ValueError(
             f"{where}: columns 4 and 5 must be lists, got {names} {targets}"
         ) from error
@@ -212,11 +213,9 @@ def read_triple_lists(data: bytes, where: str) -> Reading:
         If the file is not JSON of this form, with the line or the number of the record.
     """
     try:
-        records = json.loads(data.decode("utf-8"))
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{where}: not UTF-8 (byte {error.start + 1})") from error
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{where}, line {error.lineno}: not valid JSON ({error.msg})") from error
+        records = parse_json(data)
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from error
     if not isinstance(records, list):
         raise ValueError(f"{where}: expected a list of records, got {type(records).__name__}")
 
@@ -252,7 +251,7 @@ def unzip(data: bytes, member: str, where: str) -> bytes:
     Raises
     ------
     ValueError
-        If `data` is no zip archive or has no such file.
+        If `data` is no zip archive, or has no such file or one that cannot be unpacked.
     """
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
@@ -261,6 +260,8 @@ def unzip(data: bytes, member: str, where: str) -> bytes:
         raise ValueError(f"{where}: not a zip archive") from error
     except KeyError as error:
         raise ValueError(f"{where}: the archive holds no {member!r}") from error
+    except (RuntimeError, NotImplementedError, EOFError, zlib.error) as error:
+        raise ValueError(f"{where}: {member!r} cannot be unpacked: {error}") from error
 
 
 def _place_all(

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from lib._extras import needs
-from lib.extraction.corpora import check_relations, describe_unknown
+from lib.extraction.corpora import check_relations, describe_unknown, trained_relations
 from lib.extraction.locks import InUseError, hold
 from lib.extraction.metrics import Scores
 from lib.extraction.records import (
@@ -92,9 +92,9 @@ def train(
     Raises
     ------
     ValueError
-        If the corpus has fewer than two sentences to train on or trains relations that the model
-        lacks, `out` holds another run or something else, another process trains in it, its
-        checkpoint cannot be read, or the loss stops being finite.
+        If the corpus has fewer than two sentences to train on, no triple, or relations in training
+        that the model lacks, `out` holds another run or something else, another process trains in
+        it, its checkpoint cannot be read, or the loss stops being finite.
     OSError
         If the disk is full. The last checkpoint is still good.
     """
@@ -128,7 +128,7 @@ class _Run:
             )
         self.splits = corpus.splits()
         check_relations(corpus.train, model.relations, where=f"{corpus.name}, train")
-        trained = {triple.relation for example in corpus.train for triple in example.triples}
+        trained = trained_relations(corpus)
         for split, examples in self.splits.items():
             if untrained := describe_unknown(examples, trained):
                 self.say(f"{split}: {untrained} counted as missed: train has none", always=True)
