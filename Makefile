@@ -1,5 +1,6 @@
 # Two commands set up all they need: `make book` and `make test`.
-# On another Python: make PYTHON=python3.12 book. More flags for pip: make PIP_FLAGS=... book.
+# On another Python: make PYTHON=python3.12 book. Another build of PyTorch: TORCH_FLAGS=..., which
+# are more flags for pip.
 PYTHON ?= python3
 VENV   ?= .venv
 JOBS   ?= 2
@@ -47,10 +48,12 @@ lint: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-$(READY): requirements.txt pyproject.toml
+# The lock is whole, so pip need not resolve; PyTorch finds there what any build of it needs.
+$(READY): requirements.txt requirements-torch.txt pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed; this is " + sys.version.split()[0] if sys.version_info < (3, 11) else 0)'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet $(PIP_FLAGS) -r requirements.txt
+	$(BIN)/python -m pip install --quiet --no-deps --require-hashes -r requirements.txt
+	$(BIN)/python -m pip install --quiet $(TORCH_FLAGS) -r requirements-torch.txt
 	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation \
 	  --config-settings editable_mode=compat -e .
 	touch $@
@@ -65,11 +68,14 @@ _build/.fresh: $(READY) $(shell find lib book/_ext tools -name '*.py') _config.y
 mutants: $(READY)
 	$(BIN)/python -m tools.mutants
 
-# Resolve requirements.in anew. "+cpu" names one build of PyTorch: readers may want another.
-lock: requirements.in
+# Resolve requirements.in anew, for every platform. What belongs to one build of PyTorch is left out.
+lock: requirements.in requirements-torch.txt
 	$(PYTHON) -m venv .venv-lock
-	.venv-lock/bin/python -m pip install --quiet $(PIP_FLAGS) -r requirements.in
-	.venv-lock/bin/python -m pip freeze --all --exclude pip | sed 's/+cpu$$//' > requirements.txt
+	.venv-lock/bin/python -m pip install --quiet uv
+	.venv-lock/bin/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
+	  --no-header --no-annotate --output-file .venv-lock/all.txt requirements.in
+	awk '/^[^ ]/ {build = /^(torch|triton|(cuda|nvidia)-[a-z0-9-]*)==/} !build' \
+	  .venv-lock/all.txt > requirements.txt
 	rm -rf .venv-lock
 
 clean:

@@ -1,47 +1,137 @@
-"""The three lists of packages agree: pyproject.toml, requirements.in/.txt, environment.yml."""
+"""What is installed, by whom: the lists of packages, the workflows and the README agree."""
 
+import ast
 import re
+import subprocess
+import sys
 import tomllib
+from importlib import metadata
 from pathlib import Path
 
+import pytest
 import yaml
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).resolve().parents[1]
-
-
-def normal(name: str) -> str:
-    return re.sub(r"[-_.]+", "-", name).lower()
-
-
-def names(lines) -> set[str]:
-    lines = (line.split("#")[0].strip() for line in lines)
-    return {normal(re.match(r"[A-Za-z0-9._-]+", line).group()) for line in lines if line}
 
 
 def text(name: str) -> str:
     return (ROOT / name).read_text("utf-8")
 
 
-def test_lock_covers_what_was_asked_for():
-    locked = names(text("requirements.txt").splitlines())
-    asked = names(text("requirements.in").splitlines())
-    assert asked <= locked
+def requirements(name: str) -> list[Requirement]:
+    """Read a file of requirements: no comments, options or hashes."""
+    lines = (line.split("  #")[0].split(" \\")[0].strip() for line in text(name).splitlines())
+    return [Requirement(line) for line in lines if line and line[0] not in "#-"]
 
 
-def test_lock_pins_every_line_and_holds_no_local_build():
-    for line in text("requirements.txt").splitlines():
-        assert re.fullmatch(r"[A-Za-z0-9._-]+==[A-Za-z0-9.]+", line), line
+def names(wanted: list[Requirement]) -> set[str]:
+    return {canonicalize_name(requirement.name) for requirement in wanted}
 
 
-def test_lib_s_dependencies_are_asked_for():
-    project = tomllib.loads(text("pyproject.toml"))["project"]
-    assert names(project["dependencies"]) <= names(text("requirements.txt").splitlines())
+PROJECT = tomllib.loads(text("pyproject.toml"))["project"]
+ASKED, LOCKED = names(requirements("requirements.in")), names(requirements("requirements.txt"))
+(TORCH,) = requirements("requirements-torch.txt")
+WORKFLOWS = sorted((ROOT / ".github/workflows").glob("*.yml"))
 
 
-def test_conda_environment_installs_the_same_lock():
+class TestLock:
+    def test_it_covers_what_was_asked_for(self):
+        assert ASKED <= LOCKED
+        assert text("requirements.in").count("\n-r requirements-torch.txt\n") == 1
+
+    def test_each_line_is_one_version_with_the_hashes_of_its_files(self):
+        entries = re.split(r"\n(?! )", text("requirements.txt").rstrip("\n"))
+        for entry in entries:
+            first, *hashes = entry.split(" \\\n    ")
+            (pin,) = Requirement(first).specifier
+            assert pin.operator == "==", entry
+            assert "+" not in pin.version, entry
+            assert hashes, entry
+            assert all(re.fullmatch(r"--hash=sha256:[0-9a-f]{64}", line) for line in hashes), entry
+
+    def test_it_is_for_every_platform(self):
+        """IPython needs another package on Windows, ipykernel one on macOS."""
+        markers = {r.name: str(r.marker) for r in requirements("requirements.txt") if r.marker}
+        assert markers["colorama"] == 'sys_platform == "win32"'
+        assert markers["appnope"] == 'sys_platform == "darwin"'
+
+    def test_no_build_of_pytorch_is_in_it_but_what_all_builds_need_is(self):
+        (pin,) = TORCH.specifier
+        assert (TORCH.name, pin.operator, "+" in pin.version) == ("torch", "==", False)
+        of_a_build = re.compile(r"(torch|triton|(cuda|nvidia)-.*)")
+        assert not [name for name in LOCKED if of_a_build.fullmatch(name)]
+        needed = [Requirement(line) for line in metadata.requires("torch")]
+        common = names([r for r in needed if "extra ==" not in str(r.marker)])
+        assert {name for name in common if not of_a_build.fullmatch(name)} <= LOCKED
+
+    def test_make_installs_it_by_hash_and_pytorch_after_it(self):
+        make = ["make", "--dry-run", "--always-make", "TORCH_FLAGS=--flag", ".venv/.ready"]
+        done = subprocess.run(make, cwd=ROOT, capture_output=True, text=True, check=True)
+        installs = re.findall(r"-m pip install --quiet (.*)", done.stdout)
+        assert installs[:2] == [
+            "--no-deps --require-hashes -r requirements.txt",
+            "--flag -r requirements-torch.txt",
+        ]
+
+
+def test_every_package_that_is_imported_is_asked_for():
+    """By its own name, not as another's dependency: in the library, tests, tools and pages."""
+    folders = ("lib", "tests", "tools", "benchmarks", "book/_ext")
+    sources = {p: p.read_text("utf-8") for name in folders for p in (ROOT / name).rglob("*.py")}
+    for page in (ROOT / "book").glob("*.md"):
+        cells = re.findall(
+            r"```{code-cell}[^\n]*\n(?:---\n.*?---\n|(?::.*\n)+)?(.*?)```",
+            page.read_text("utf-8"),
+            flags=re.S,
+        )
+        sources[page] = "\n".join(cells)
+    imported: dict[str, Path] = {}
+    for path, source in sources.items():
+        for node in ast.walk(ast.parse(source)):
+            if isinstance(node, ast.Import):
+                imported |= {alias.name.partition(".")[0]: path for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and node.level == 0:
+                imported[node.module.partition(".")[0]] = path
+    ours = {path.stem for path in (ROOT / "book/_ext").glob("*.py")}
+    ours |= {"lib", "tests", "tools", "benchmarks", "torch"}
+    found = metadata.packages_distributions()
+    for name, path in imported.items():
+        if name not in ours and name not in sys.stdlib_module_names:
+            distributions = {canonicalize_name(one) for one in found[name]}
+            assert distributions & ASKED, f"{path}: {name}"
+
+
+def test_the_extras_are_asked_for():
+    extras = PROJECT["optional-dependencies"]
+    wanted = [Requirement(line) for lines in extras.values() for line in lines]
+    assert names(wanted) - {PROJECT["name"]} <= ASKED
+
+
+def test_the_conda_environment_holds_what_make_needs():
     environment = yaml.safe_load(text("environment.yml"))
-    pip = [entry["pip"] for entry in environment["dependencies"] if isinstance(entry, dict)]
-    assert pip == [["-r requirements.txt", "-e ."]]
-    floor = tomllib.loads(text("pyproject.toml"))["project"]["requires-python"]
-    python = next(e for e in environment["dependencies"] if str(e).startswith("python="))
-    assert floor == ">=" + python.removeprefix("python=")
+    floor = PROJECT["requires-python"].removeprefix(">=")
+    assert set(environment["dependencies"]) == {f"python={floor}", "git", "make"}
+    assert re.search(r"Python 3\.11 or newer, git and make; nothing else", text("README.md"))
+
+
+class TestVersionsOfPyTorch:
+    def test_the_oldest_is_the_one_that_its_job_installs(self):
+        (floor,) = PROJECT["dependencies"]
+        workflow = text(".github/workflows/book.yml")
+        assert re.findall(r"\btorch==([0-9.]+)", workflow) == [floor.removeprefix("torch>=") + ".0"]
+
+    def test_the_readme_names_those_that_were_run(self):
+        (pin,) = TORCH.specifier
+        assert f"PyTorch {pin.version}" in text("README.md")
+        (floor,) = PROJECT["dependencies"]
+        assert f"PyTorch alone, {floor.removeprefix('torch>=')} or newer" in text("README.md")
+
+
+@pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.name)
+def test_actions_are_pinned_by_commit(path):
+    used = re.findall(r"uses: (.*)", path.read_text("utf-8"))
+    assert used
+    for action in used:
+        assert re.fullmatch(r"[\w-]+/[\w-]+@[0-9a-f]{40}  # v[0-9.]+", action)

@@ -218,7 +218,8 @@ def extractor_commands(
         set_seed(settings.seed)
         texts = [example.text for example in corpus.train]
         if quiet and encoder not in _FROM_SCRATCH:
-            from transformers.utils import logging
+            with needs("extraction"):
+                from transformers.utils import logging
 
             bars: Any = logging  # untyped
             bars.disable_progress_bar()

@@ -41,7 +41,7 @@ class Stamps:
                 *helpers,
                 *(Path(__file__).resolve().with_name(name) for name in OWN),
                 self.root / "conftest.py",
-                self.root / "requirements.txt",
+                *self.root.glob("requirements*.txt"),
             ],
         )
 
