@@ -25,6 +25,7 @@ from torch import distributed
 
 from lib._extras import needs
 from lib.extraction.corpora import MalformedLinesError, load_corpus, trained_relations
+from lib.extraction.encoders import DEFAULT_MAX_LENGTH
 from lib.extraction.folders import standing_folder
 from lib.extraction.inputs import read_inputs
 from lib.extraction.places import OCCURRENCES, Occurrence
@@ -51,14 +52,21 @@ ENCODER_OPTIONS = (
     click.Option(
         ["--freeze-embeddings/--train-embeddings"],
         default=None,
+        show_default="train-embeddings",
         help="Whether word embeddings stay as they are.",
     ),
     click.Option(
         ["--word-shapes/--no-word-shapes"],
         default=None,
+        show_default="no-word-shapes",
         help="Whether an encoder in lower case is told which words are capitalised.",
     ),
-    click.Option(["--max-length"], type=click.IntRange(3), help="Most tokens per text."),
+    click.Option(
+        ["--max-length"],
+        type=click.IntRange(3),
+        show_default=f"{DEFAULT_MAX_LENGTH}, or the limit of the encoder if that is lower",
+        help="Most tokens per text.",
+    ),
 )
 """Options of ``train`` for any model with an encoder of `lib.extraction.encoders`."""
 

@@ -25,7 +25,14 @@ from lib.global_pointer import apply_rope
 with needs("extraction"):
     from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, processors
 
-__all__ = ["Encoder", "HuggingFaceEncoder", "SmallEncoder", "Tokens", "word_shape"]
+__all__ = [
+    "DEFAULT_MAX_LENGTH",
+    "Encoder",
+    "HuggingFaceEncoder",
+    "SmallEncoder",
+    "Tokens",
+    "word_shape",
+]
 
 DEFAULT_MAX_LENGTH = 256
 """Tokens per text unless asked otherwise: longer than the sentences of every corpus in the book."""

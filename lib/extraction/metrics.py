@@ -157,7 +157,11 @@ class Scores:
         }
 
     def table(self) -> str:
-        """Return a table for reading: total, macro mean, patterns, sizes and relations."""
+        """Return a table for reading: total, macro mean, patterns, sizes and relations.
+
+        A rate of nothing is shown as "–": a precision where nothing is predicted, a recall or an F1
+        where there is nothing to find.
+        """
         rows = [_row("all (micro)", self.micro)]
         means = (self.macro_precision, self.macro_recall, self.macro_f1)
         rows.append(("mean over relations", *(f"{x:.4f}" for x in means), "", "", ""))
@@ -267,5 +271,8 @@ def _mean(values: Sequence[float]) -> float:
 
 def _row(name: str, counts: Counts) -> tuple[str, ...]:
     """Return one line of the table."""
-    rates = (f"{x:.4f}" for x in (counts.precision, counts.recall, counts.f1))
+    rates = (
+        f"{counts.precision:.4f}" if counts.predicted else "–",
+        *(f"{rate:.4f}" if counts.gold else "–" for rate in (counts.recall, counts.f1)),
+    )
     return (name, *rates, str(counts.tp), str(counts.predicted), str(counts.gold))

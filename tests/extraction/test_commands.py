@@ -16,6 +16,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 
+from lib.casrel.__main__ import main as casrel
 from lib.extraction import commands
 from lib.extraction.commands import extractor_commands
 from lib.extraction.corpora import read_jsonl, write_jsonl
@@ -232,6 +233,21 @@ def test_help_names_every_setting():
     for text in ("--data", "--encoder", "--out", "--dropout", "[default: 20]"):
         assert text in said
     assert "train" in call("--help").stdout
+
+
+@pytest.mark.parametrize("group", [gplinker, casrel])
+def test_help_shows_every_default(group):
+    for command in group.commands.values():
+        said = " ".join(CliRunner().invoke(command, ["--help"]).stdout.split())
+        for option in command.params:
+            if option.required or (option.is_flag and not option.secondary_opts):
+                continue
+            assert option.show_default, option.name
+            names = " / ".join((*option.opts, *option.secondary_opts))
+            assert "[default: " in said.split(f" {names} ")[1].split(" --")[0], option.name
+    options = {option.name: option.show_default for option in group.commands["train"].params}
+    kind, most = ("pointer", "efficient") if group is gplinker else ("power", "2 4")
+    assert (options[kind], options["max_length"][:4]) == (most, "256,")
 
 
 def test_rates_default_to_what_suits_the_encoder(monkeypatch, data, tmp_path):

@@ -553,6 +553,20 @@ def test_missing_and_empty_files(tmp_path: Path) -> None:
         load_corpus(f"conll04={folder}")
 
 
+def test_a_folder_here_comes_before_the_corpus_of_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    miniature(tmp_path / "conll04", "conll04")
+    assert load_corpus("conll04").train[0].id == "17"
+    assert "conll04: what stands here under this name is read" in capsys.readouterr().err
+    for name in ("webnlg", "synthetic"):
+        write_split(tmp_path / name, "train", "wrote")
+        corpus = load_corpus(name)
+        assert (corpus.name, corpus.relations) == (name, ("wrote",))
+        assert f"{name}: what stands here" in capsys.readouterr().err
+
+
 def test_no_download_without_registration() -> None:
     with pytest.raises(ValueError, match=r"duie cannot be downloaded: .* as duie=FOLDER"):
         load_corpus("duie")

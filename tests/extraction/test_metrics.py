@@ -158,3 +158,16 @@ def test_json_and_table_hold_everything() -> None:
     assert lines[2].split()[-3:] == ["1.0000"] * 3
     assert [line.split()[0] for line in lines[3:]] == [*PATTERNS, "1", "2", "3", "4", "5+", "met"]
     assert len({len(line) for line in lines if not line.startswith("mean")}) == 1
+
+
+def test_rates_of_nothing_are_no_zeros_in_the_table() -> None:
+    """A zero that was earned and one that nothing could change look different."""
+    met, saw, ran = (Triple(TIM, name, ANN) for name in ("met", "saw", "ran"))
+    rows = {
+        line.split()[0]: line.split()[1:]
+        for line in evaluate_triples([[met, ran]], [[saw, ran]]).table().splitlines()
+    }
+    assert rows["met"] == ["–", "0.0000", "0.0000", "0", "0", "1"]
+    assert rows["saw"] == ["0.0000", "–", "–", "0", "1", "0"]
+    assert rows["ran"] == ["1.0000", "1.0000", "1.0000", "1", "1", "1"]
+    assert rows["SOO"] == ["–", "–", "–", "0", "0", "0"]

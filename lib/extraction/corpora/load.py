@@ -42,6 +42,8 @@ def load_corpus(
           this is said on stderr and noted in ``notes``;
         - a folder with ``train.jsonl`` and, if wanted, ``dev.jsonl`` and ``test.jsonl``, or a
           single ``.jsonl`` file, which becomes ``train``; see `read_jsonl`.
+
+        A folder or file of the name of a corpus comes before that corpus.
     occurrence : {"refuse", "first", "nearest"}
         For a reader's own data: what an entity means that is given as a string and occurs several
         times; see `lib.extraction.triples.example_from_json`.
@@ -78,19 +80,23 @@ def load_corpus(
     name, equals, folder = data.partition("=")
     if equals and name in KNOWN:
         return _published(name, Path(folder), split)
-    if data in KNOWN:
+    path = Path(data)
+    kind, _, seed = data.partition(":")
+    if (data in KNOWN or kind == "synthetic") and path.exists():
+        print(f"{data}: what stands here under this name is read", file=sys.stderr)
+        if path.is_dir() and data in KNOWN and not any(map(Path.is_file, _files(path).values())):
+            return _published(data, path, split)
+    elif data in KNOWN:
         if not KNOWN[data].url:
             raise ValueError(
                 f"{data} cannot be downloaded: {KNOWN[data].licence} Give the folder that holds "
                 f"{KNOWN[data].splits['train'].file} as {data}=FOLDER"
             )
         return _published(data, None, split)
-    kind, _, seed = data.partition(":")
-    if kind == "synthetic":
+    elif kind == "synthetic":
         if seed and not seed.isdecimal():
             raise ValueError(f"the seed of a synthetic corpus must be a whole number, got {seed!r}")
         return synthetic_corpus(int(seed or 0))
-    path = Path(data)
     if data and path.is_dir():
         return _own_folder(path, occurrence, split)
     if path.is_file():
@@ -209,15 +215,20 @@ def _published(name: str, folder: Path | None, split: str | None) -> Corpus:
     return _corpus(name, known.licence, splits, dropped, notes, files, match=known.match)
 
 
+def _files(folder: Path) -> dict[str, Path]:
+    """Return where a reader's folder has each split, if it has it."""
+    return {split: folder / f"{split}.jsonl" for split in SPLITS}
+
+
 def _own_folder(folder: Path, occurrence: Occurrence, split: str | None) -> Corpus:
     """Load what a reader's folder has of the splits that are wanted."""
     name = folder.resolve().name
-    files = {s: folder / f"{s}.jsonl" for s in SPLITS if split in (None, s)}
+    files = {s: path for s, path in _files(folder).items() if split in (None, s)}
     there = {s: path for s, path in files.items() if path.is_file()}
     if split is None and "train" not in there:
         raise FileNotFoundError(f"there is no file {str(files['train'])!r} to train on")
     if not there:
-        named = ", ".join(s for s in SPLITS if (folder / f"{s}.jsonl").is_file())
+        named = ", ".join(s for s, path in _files(folder).items() if path.is_file())
         raise ValueError(f"{name} has no split {split!r}; it has {named or 'none'}")
     return _own(name, there, occurrence)
 
