@@ -16,9 +16,9 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import fields
-from itertools import islice
+from io import BufferedIOBase
 from pathlib import Path
-from typing import IO, Any, TextIO
+from typing import Any, TextIO
 
 import torch
 from torch import distributed
@@ -27,7 +27,7 @@ from lib._extras import needs
 from lib.extraction.corpora import MalformedLinesError, load_corpus, trained_relations
 from lib.extraction.encoders import DEFAULT_MAX_LENGTH
 from lib.extraction.folders import standing_folder
-from lib.extraction.inputs import read_inputs
+from lib.extraction.inputs import Lines, in_chunks, read_inputs
 from lib.extraction.places import OCCURRENCES, Occurrence
 from lib.extraction.records import portable, write_atomically
 from lib.extraction.training import (
@@ -276,30 +276,37 @@ def extractor_commands(
         name = "standard input" if input == "-" else input
         failures = _Failures(shown=accelerator.is_main_process)
 
-        def lines(source: IO[bytes]) -> Iterator[str]:
-            examples = read_inputs(source, name, on_error=failures.add)
-            chunk = list(islice(examples, 1))  # what is no text is refused before the model loads
+        def lines(source: BufferedIOBase) -> Iterator[str]:
+            incoming = Lines(source)
+            chunks = in_chunks(read_inputs(incoming, name, on_error=failures.add), incoming, _CHUNK)
+            chunk = next(chunks, [])  # what is no text is refused before the model loads
             loaded = _load_model(model_class, model)
-            while chunk := [*chunk, *islice(examples, _CHUNK - len(chunk))]:
+            while chunk:
                 failed: dict[int, Exception] = {}
                 found = predict(
                     loaded,
-                    [example.text for example in chunk],
+                    [example.text for example, _ in chunk],
                     batch_size=batch_size,
                     progress=not quiet,
                     failed=failed,
                 )
-                for index, (example, scored) in enumerate(zip(chunk, found, strict=True)):
+                for index, (given, scored) in enumerate(zip(chunk, found, strict=True)):
+                    if index not in failed:
+                        try:
+                            line = _prediction_line(*given, scored)
+                        except RecursionError as error:  # other keys of the line, nested deeply
+                            failed[index] = error
                     if index in failed:
-                        failures.add(failed[index], f"{name}, text {example.id!r}")
+                        failures.add(failed[index], f"{name}, text {given.example.id!r}")
                     else:
                         failures.fine += 1
-                        yield _prediction_line(example, scored)
-                chunk = []
+                        yield line
+                chunk = next(chunks, [])
             if not failures.fine:
                 raise ValueError(f"{name}: nothing to write, none of its texts could be read")
 
         with nullcontext(sys.stdin.buffer) if input == "-" else Path(input).open("rb") as source:
+            assert isinstance(source, BufferedIOBase)
             if not accelerator.is_main_process:
                 for _ in lines(source):  # it computes its share; the main process writes
                     pass
@@ -392,7 +399,8 @@ def extractor_commands(
             "predict",
             callback=run_predict,
             help="Extract triples from texts: lines of plain text, or JSON lines with a text. "
-            "Writes JSON lines in the format of --data, with a confidence for each triple.",
+            "Writes JSON lines in the format of --data, with a confidence for each triple and "
+            "whatever else the line held. Each is written as soon as its text has come.",
             params=[
                 model_option,
                 click.Option(
@@ -461,9 +469,16 @@ def _load_model(model_class: type[Extractor], folder: Path) -> Extractor:
     return model_class.load(best if standing_folder(best).is_dir() else folder)
 
 
-def _prediction_line(example: Example, scored: Sequence[Any]) -> str:
-    found = Example(example.id, example.text, tuple(triple for triple, _ in scored))
-    record = example_to_json(found)
-    for triple, (_, confidence) in zip(record["triples"], scored, strict=True):
+def _prediction_line(example: Example, record: dict[str, Any], scored: Sequence[Any]) -> str:
+    """Write what was found, with the id as it was given and whatever else the line held."""
+    found = example_to_json(
+        Example(example.id, example.text, tuple(triple for triple, _ in scored))
+    )
+    for triple, (_, confidence) in zip(found["triples"], scored, strict=True):
         triple["confidence"] = round(confidence, 4)
-    return json.dumps(record, ensure_ascii=False) + "\n"
+    line = json.dumps(found | record, ensure_ascii=False)
+    try:
+        line.encode()
+    except UnicodeEncodeError:  # half a surrogate pair in what else the line held
+        line = json.dumps(found | record)
+    return line + "\n"

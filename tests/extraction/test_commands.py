@@ -9,18 +9,21 @@ import shlex
 import subprocess
 import sys
 import warnings
+from io import BytesIO
 from pathlib import Path
 
 import click
 import pytest
 import torch
 from click.testing import CliRunner
+from hypothesis import given
+from hypothesis import strategies as st
 
 from lib.casrel.__main__ import main as casrel
 from lib.extraction import commands
 from lib.extraction.commands import extractor_commands
 from lib.extraction.corpora import read_jsonl, write_jsonl
-from lib.extraction.inputs import read_inputs
+from lib.extraction.inputs import Lines, in_chunks, read_inputs
 from lib.extraction.records import read_record
 from lib.extraction.training import Settings, predict
 from lib.extraction.triples import Example
@@ -168,6 +171,67 @@ def test_output_is_utf_8_whatever_the_machine_would_choose(trained, tmp_path, en
     assert lines[2:] == [""]
     assert said[1].returncode == 2
     assert str(missing) in said[1].stderr.decode("utf-8")
+
+
+def test_what_else_a_line_holds_comes_back(trained):
+    """The id as it was, other keys as they were; what cannot be written costs its line alone."""
+    deep = "[" * 900 + "]" * 900
+    given = [
+        '{"id": 7, "text": "Bo met Ada", "source": {"page": 3.5, "ok": null}, "triples": "old"}',
+        '{"text": "Bo met Ada", "note": "half \\ud83d, whole 😀"}',
+        '{"id": "7", "text": "nobody", "n": 12345678901234567890}',
+    ]
+    result = call("predict", "--model", trained[0], input="\n".join(given))
+    assert result.exit_code == 0, result.output
+    first, second, third = map(json.loads, result.stdout.splitlines())
+    assert list(first) == ["id", "text", "triples", "source"]
+    assert (first["id"], first["source"]) == (7, {"page": 3.5, "ok": None})
+    assert first["triples"][0]["relation"] == "knows"
+    assert (second["id"], second["note"]) == ("2", "half \ud83d, whole 😀")
+    assert third == {"id": "7", "text": "nobody", "triples": [], "n": 12345678901234567890}
+    given.append(f'{{"text": "Bo met Ada", "deep": {deep}}}')
+    result = call("predict", "--model", trained[0], input="\n".join(given))
+    assert (result.exit_code, len(result.stdout.splitlines())) in ((0, 4), (1, 3))
+    assert "Traceback" not in result.stderr
+
+
+def test_a_stream_is_answered_as_it_comes(trained):
+    """The first answer is there before the second text is sent; blank lines hold nothing back."""
+    words = [sys.executable, "-m", "tests.extraction.toy", "predict", "--model", str(trained[0])]
+    pipe = subprocess.Popen(
+        [*words, "--quiet"],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    )
+    for number, text in enumerate((b"Bo met Ada\n\n", b"Cy met Di\n"), 1):
+        pipe.stdin.write(text)
+        pipe.stdin.flush()
+        answer = json.loads(pipe.stdout.readline())
+        assert (answer["id"], answer["text"]) == (str(2 * number - 1), text.decode().strip())
+    rest, _ = pipe.communicate(b"half a line", timeout=60)
+    assert json.loads(rest)["text"] == "half a line"
+    assert pipe.returncode == 0
+
+
+@given(st.lists(st.sampled_from([b"Ada", b" ", b"\n", b"\r\n", b"Bo wrote", b"\xff"]), max_size=9))
+def test_lines_of_a_stream_are_its_lines(parts):
+    class Source(BytesIO):
+        """Gives what a pipe would: one part at a time."""
+
+        def read1(self, size=-1):
+            return next(left, b"")
+
+    left = iter(parts)
+    whole = b"".join(parts)
+    assert list(Lines(Source())) == (whole.removesuffix(b"\n").split(b"\n") if whole else [])
+
+
+def test_chunks_hold_what_is_there():
+    lines = Lines(BytesIO(b"\n".join(b"text %d" % n for n in range(7)) + b"\n\n\n"))
+    chunks = in_chunks(read_inputs(lines, "file"), lines, 3)
+    assert [[int(e.text[5:]) for e, _ in chunk] for chunk in chunks] == [[0, 1, 2], [3, 4, 5], [6]]
 
 
 def test_predictions_of_many_texts_come_in_order(trained, monkeypatch):
@@ -529,7 +593,7 @@ def test_texts_are_read_as_they_are_needed():
         raise AssertionError("read too far")
 
     texts = read_inputs(lines(), "pipe")
-    assert [next(texts).text, next(texts).text] == ["Ada", "Bo"]
+    assert [next(texts).example.text, next(texts).example.text] == ["Ada", "Bo"]
 
 
 def test_the_first_bad_line_is_raised_where_nobody_takes_it():
@@ -619,13 +683,13 @@ def test_a_file_that_is_no_text_is_named(trained, tmp_path, raw, kind):
     ],
 )
 def test_a_sentence_is_not_taken_for_another_format(text):
-    (example,) = read_inputs([text.encode()], "file")
+    ((example, _),) = read_inputs([text.encode()], "file")
     assert example.text == text
 
 
 def test_a_byte_order_mark_is_no_text():
     for line in (b"Ada", b'{"text": "Ada"}'):
-        (example,) = read_inputs([b"\xef\xbb\xbf" + line], "file")
+        ((example, _),) = read_inputs([b"\xef\xbb\xbf" + line], "file")
         assert example.text == "Ada"
 
 
