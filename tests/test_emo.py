@@ -3,6 +3,7 @@
 import gzip
 import math
 import re
+import warnings
 
 import numpy as np
 import ot
@@ -271,12 +272,12 @@ def test_centring():
 @pytest.mark.parametrize("count", [3, 1000])
 def test_a_row_that_is_the_mean_up_to_rounding_is_refused(dtype, count):
     same = torch.full((count, 3), 0.1, dtype=dtype)
-    with raises(ValueError, "row 0 is the mean of all rows: it has no direction"):
+    with raises(ValueError, "row 0, which is the mean of all rows: it has no direction"):
         UnitEmbeddings(same, centre=True)
     _, _, table = problem(10, classes=count)
     shared = (table + 0.7).to(dtype)
     shared[1] = shared[torch.arange(count) != 1].mean(0)  # then it is the mean of all, rounded
-    with raises(ValueError, "row 1 is the mean of all rows"):
+    with raises(ValueError, "row 1, which is the mean of all rows"):
         UnitEmbeddings(shared, centre=True)
     assert bool(UnitEmbeddings(shared, centre=True, padding=[1]).rows[0].any())
     large = table.to(dtype) * (1e150 if dtype == torch.float64 else 1e25)  # squares overflow
@@ -314,15 +315,15 @@ def test_padding_rows():
         (lambda: UnitEmbeddings(torch.ones(0, 3)), ValueError, "got shape (0, 3)"),
         (lambda: UnitEmbeddings(torch.eye(2).requires_grad_()), ValueError, ".detach()"),
         (lambda: UnitEmbeddings(torch.eye(2), padding=[2]), ValueError, "rows in [0, 2), got 2"),
-        (lambda: UnitEmbeddings(torch.eye(2), padding=[0, 1]), ValueError, "at least 1 of 2"),
-        (lambda: UnitEmbeddings(torch.zeros(2, 2)), ValueError, "row 0 is zero"),
+        (lambda: UnitEmbeddings(torch.eye(2), padding=[0, 1]), ValueError, "row, got all 2"),
+        (lambda: UnitEmbeddings(torch.zeros(2, 2)), ValueError, "row 0, which is zero"),
         (lambda: UnitEmbeddings(torch.ones(2, 2), centre=True), ValueError, "is the mean of all"),
-        (lambda: UnitEmbeddings(torch.tensor([[1.0], [math.nan]])), ValueError, "row 1 is not fin"),
-        (lambda: UnitEmbeddings(torch.tensor([[INF], [1.0]])), ValueError, "row 0 is not finite"),
+        (lambda: UnitEmbeddings(torch.tensor([[1.0], [math.nan]])), ValueError, "row 1, which is"),
+        (lambda: UnitEmbeddings(torch.tensor([[INF], [1.0]])), ValueError, "row 0, which is"),
         (
             lambda: UnitEmbeddings(torch.tensor([[INF, 0.0], [1.0, 2.0]]), centre=True),
             ValueError,
-            "row 0 is not finite",
+            "row 0, which is not finite",
         ),
         (lambda: UnitEmbeddings(torch.tensor([[1e-43], [1.0]])), ValueError, "too short or too"),
         (lambda: UnitEmbeddings(torch.ones(1, 2)).cost_moments(), ValueError, "got 1"),
@@ -354,7 +355,7 @@ def bad_arguments():
         (logits, targets[:2], table, ValueError, "expected shape (3,), got (2,)"),
         (logits, targets, table[:4], ValueError, "expected 11 rows, got 4"),
         (logits, targets, table.clone().requires_grad_(), ValueError, "pass embeddings.detach()"),
-        (logits, targets, zero, ValueError, "row 7 is zero"),
+        (logits, targets, zero, ValueError, "row 7, which is zero"),
         (logits, outside, table, ValueError, "got 11 at targets[2]"),
         (logits, negative, table, ValueError, "got -1 at targets[0]"),
         (nan, targets, table, ValueError, "got nan at logits[1, 4]"),
@@ -429,8 +430,10 @@ def linear_problem(seed=0, tokens=37, classes=211, width=12, dtype=torch.float64
     return hidden.requires_grad_(), weight.requires_grad_(), targets, table
 
 
-def plain(hidden, weight, targets, table, mixture, reduction):
+def plain(hidden, weight, targets, table, mixture, reduction, bias=None):
     logits = hidden @ weight.T
+    if bias is not None:
+        logits = logits + bias
     if mixture is None:
         return emo_loss(logits, targets, table, reduction=reduction)
     return emo_mixture_loss(logits, targets, table, mixture=mixture, reduction=reduction)
@@ -463,6 +466,47 @@ def test_linear_form_is_the_plain_one(name, reduction, prepared):
         strict=True,
     ):
         assert torch.allclose(got, true, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.usefixtures("small_chunks")
+@pytest.mark.parametrize("name", MIXTURES)
+@pytest.mark.parametrize("reduction", ["none", "mean", "sum"])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_bias_of_the_head(name, reduction, dtype):
+    hidden, weight, targets, table = linear_problem(dtype=dtype)
+    bias = torch.randn(211, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    bias[targets[0] - 1] = -INF  # takes a token away
+    targets[targets == targets[0] - 1] = -100
+    leaves = hidden, weight, bias.to(dtype).requires_grad_()
+    double = [leaf.detach().double().requires_grad_() for leaf in leaves]
+    ours = linear_emo_loss(
+        *leaves[:2], targets, table, bias=leaves[2], mixture=MIXTURES[name], reduction=reduction
+    )
+    want = plain(*double[:2], targets, table, MIXTURES[name], reduction, double[2])
+    assert ours.dtype == _checks.compute_dtype(dtype)
+    small = 1e-10 if dtype == torch.float64 else 2e-5
+    assert torch.allclose(ours.double(), want, rtol=small)
+    upstream = torch.randn(want.shape, generator=torch.Generator().manual_seed(1)).to(ours)
+    eps = torch.finfo(dtype).eps if dtype.itemsize == 2 else 0
+    for got, true in zip(
+        torch.autograd.grad(ours, leaves, upstream),
+        torch.autograd.grad(want, double, upstream.double()),
+        strict=True,
+    ):
+        assert got.dtype == dtype
+        assert torch.allclose(got.double(), true, rtol=small + eps, atol=small + eps * 1e-3)
+
+
+def test_bias_of_another_dtype():
+    hidden, weight, targets, table = linear_problem(dtype=torch.bfloat16)
+    bias = torch.randn(211, generator=torch.Generator().manual_seed(3), requires_grad=True)
+    single = linear_emo_loss(hidden, weight, targets, table, bias=bias)
+    slopes = torch.autograd.grad(single, (hidden, weight, bias))
+    assert single.dtype == torch.float32
+    assert [slope.dtype for slope in slopes] == [torch.bfloat16, torch.bfloat16, torch.float32]
+    double = linear_emo_loss(hidden, weight, targets, table, bias=bias.double())
+    assert double.dtype == torch.float64
+    assert torch.allclose(single.double(), double, rtol=1e-5)
 
 
 @pytest.mark.usefixtures("small_chunks")
@@ -536,6 +580,50 @@ def test_linear_form_backward_twice_and_second_derivatives():
             lambda h, w, r=reduction: linear_emo_loss(h, w, targets, table, reduction=r),
             (hidden, weight),
         )
+
+
+LINEAR_ARGUMENTS = ("hidden", "weight", "bias", "targets", "table", "rows")
+
+
+@pytest.mark.parametrize("reduction", ["none", "mean"])
+@pytest.mark.parametrize("changed", LINEAR_ARGUMENTS)
+def test_what_changes_before_backward_is_noticed(changed, reduction):
+    hidden, weight, targets, table = linear_problem(20)
+    bias = torch.zeros(211, dtype=torch.float64, requires_grad=True)
+    leaves = (hidden, weight, bias)
+    embeddings = UnitEmbeddings(table) if changed == "rows" else table
+    rows = embeddings.rows if changed == "rows" else None
+    parts = dict(zip(LINEAR_ARGUMENTS, (*leaves, targets, table, rows), strict=True))
+    loss = linear_emo_loss(hidden, weight, targets, embeddings, bias=bias, reduction=reduction)
+    want = torch.autograd.grad(loss.sum(), leaves, retain_graph=True)
+    with torch.no_grad():
+        parts[changed].mul_(2)
+    if changed == "targets":  # of which a copy was made, for one is ignored
+        for got, true in zip(torch.autograd.grad(loss.sum(), leaves), want, strict=True):
+            assert torch.equal(got, true)
+        return
+    with raises(RuntimeError, "modified by an inplace operation"):
+        loss.sum().backward()
+
+
+@pytest.mark.parametrize("loss", [emo_loss, kernel_score_loss])
+def test_embeddings_that_change_before_backward_do_no_harm(loss):
+    logits, targets, table = problem(21)
+    leaf = logits.requires_grad_()
+    (want,) = torch.autograd.grad(loss(leaf, targets, table), leaf)
+    value = loss(leaf, targets, table)
+    table.mul_(2)  # a copy was scaled
+    (got,) = torch.autograd.grad(value, leaf)
+    assert torch.equal(got, want)
+    unit = UnitEmbeddings(table)
+    value = loss(leaf, targets, unit)
+    unit.rows.mul_(2)
+    if loss is emo_loss:  # which keeps costs
+        (got,) = torch.autograd.grad(value, leaf)
+        assert torch.allclose(got, want)
+    else:
+        with raises(RuntimeError, "modified by an inplace operation"):
+            torch.autograd.grad(value, leaf)
 
 
 def test_linear_form_under_autocast_and_mixed_dtypes():
@@ -624,12 +712,21 @@ def test_linear_form_holds_no_table(monkeypatch):
         ({"table": torch.ones(3, 2)}, ValueError, "expected 211 rows, got 3"),
         ({"mixture": 1}, TypeError, "mixture must be a Mixture"),
         ({"targets": torch.full((37,), 211)}, ValueError, "got 211 at targets[0]"),
-        ({"targets": torch.full((37,), -100)}, ValueError, "all ignored"),
+        ({"weight": torch.zeros(0, 12)}, ValueError, "weight must have shape (V, H)"),
+        ({"hidden": torch.tensor(1.0)}, ValueError, "expected (..., 12), got ()"),
+        ({"hidden": [0.0]}, TypeError, "hidden must be a torch.Tensor, got list"),
+        ({"weight": torch.ones(211, 12).long()}, TypeError, "weight must have a floating-point"),
+        ({"bias": [0.0]}, TypeError, "bias must be a torch.Tensor, got list"),
+        ({"bias": torch.ones(211).long()}, TypeError, "bias must have a floating-point dtype"),
+        ({"bias": torch.ones(210)}, ValueError, "expected (211,), got (210,)"),
+        ({"bias": torch.ones(211, device="meta")}, ValueError, "bias must be on the device of"),
+        ({"bias": torch.full((211,), INF)}, ValueError, "bias must be finite, got inf at bias[0]"),
+        ({"bias": torch.full((211,), -INF)}, ValueError, "a target must have a finite logit"),
         ({"hidden": torch.full((37, 12), math.nan)}, ValueError, "got nan at hidden[0, 0]"),
         (
             {"hidden": torch.full((37, 12), 1e300, dtype=torch.float64)},
             ValueError,
-            "a product overflows",
+            "a product that overflows",
         ),
         ({"weight": torch.full((211, 12), INF)}, ValueError, "got inf at weight[0, 0]"),
     ],
@@ -637,19 +734,21 @@ def test_linear_form_holds_no_table(monkeypatch):
 def test_linear_form_refuses(change, kind, message):
     hidden, weight, targets, table = linear_problem()
     arguments = {"hidden": hidden, "weight": weight, "targets": targets, "table": table}
-    arguments |= {k: v.double() if k in ("hidden", "weight") else v for k, v in change.items()}
-    mixture = arguments.pop("mixture", None)
+    for k, v in change.items():
+        floats = isinstance(v, torch.Tensor) and v.is_floating_point()
+        arguments[k] = v.double() if floats and k in ("hidden", "weight") else v
+    options = {name: arguments.pop(name, None) for name in ("mixture", "bias")}
     if "overflows" in message:
         arguments["weight"] = torch.full((211, 12), 1e300, dtype=torch.float64)
     with raises(kind, message):
-        linear_emo_loss(*arguments.values(), mixture=mixture)
+        linear_emo_loss(*arguments.values(), **options)
 
 
 @pytest.mark.parametrize("name", MIXTURES)
 def test_linear_form_refuses_a_target_at_minus_infinity(name):
     """The product overflows at the target only; the mean cost alone would be a harmless 1."""
     hidden, weight = torch.tensor([[1e30]]), torch.tensor([[-1e30], [0.0], [1e-30]])
-    with raises(ValueError, "a product overflows torch.float32"):
+    with raises(ValueError, "a product that overflows torch.float32"):
         linear_emo_loss(hidden, weight, torch.tensor([0]), torch.eye(3), mixture=MIXTURES[name])
     masked = linear_emo_loss(hidden, weight, torch.tensor([1]), torch.eye(3))
     assert masked == pytest.approx(math.e / (1 + math.e))  # any other token may be there
@@ -671,6 +770,63 @@ def test_linear_form_refuses_a_weight_that_spoils_the_gradient(reduction):
     loss = linear_emo_loss(half, finite, targets, table, reduction="none")
     (slope,) = torch.autograd.grad(loss.sum() * 1e38, half)
     assert not slope.isfinite().all()
+
+
+@pytest.mark.parametrize("reduction", ["none", "mean", "sum"])
+def test_one_bad_state_among_good_ones_is_refused(reduction):
+    hidden, weight, targets, table = linear_problem(7)
+    with torch.no_grad():
+        hidden[5, 2] = math.nan
+    with raises(ValueError, "hidden must be finite, got nan at hidden[5, 2]"):
+        linear_emo_loss(hidden, weight, targets, table, reduction=reduction)
+
+
+def test_one_padding_target_among_good_ones_is_refused():
+    logits, targets, table = problem(11)
+    targets = targets.clamp(min=1)
+    targets[2] = 0
+    unit = UnitEmbeddings(table, padding=[0])
+    hidden, weight = torch.eye(5, 3, dtype=torch.float64), torch.ones(11, 3, dtype=torch.float64)
+    for call in (
+        lambda: emo_loss(logits, targets, unit),
+        lambda: linear_emo_loss(hidden, weight, targets, unit),
+    ):
+        with raises(ValueError, "not be padding rows of the embeddings, got 0 at targets[2]"):
+            call()
+    q = functional.one_hot(targets, 11).double()
+    with raises(ValueError, "must be 0 on padding rows"):
+        soft_emo_loss(logits, q, unit, by="kernel")
+    targets[2] = -100
+    assert emo_loss(logits, targets, unit, reduction="none")[2] == 0
+
+
+@pytest.mark.parametrize("loss", [emo_loss, kernel_score_loss])
+def test_one_bad_logit_is_found_however_large_the_others_are(loss):
+    logits, targets, table = problem(11)
+    logits[:, 3] = 1e308  # whose sum is infinite
+    targets = torch.full_like(targets, 3)
+    assert loss(logits, targets, table).isfinite()
+    logits[4, 1] = math.nan
+    with raises(ValueError, "got nan at logits[4, 1]"):
+        loss(logits, targets, table)
+
+
+def test_nothing_counts():
+    logits, targets, table = problem(11)
+    hidden, weight, _, wide = linear_problem(7)
+    nothing = torch.full((37,), -100)
+    calls = [
+        (lambda x, r: emo_loss(x, targets * 0 - 100, table, reduction=r), logits),
+        (lambda x, r: kernel_score_loss(x, targets * 0 - 100, table, reduction=r), logits),
+        (lambda x, r: linear_emo_loss(x, weight, nothing, wide, reduction=r), hidden),
+    ]
+    for call, leaf in calls:
+        for reduction in ("mean", "sum"):
+            x = (leaf.detach() * math.nan).requires_grad_()
+            value = call(x, reduction)
+            (slope,) = torch.autograd.grad(value, x)
+            assert value == 0
+            assert not slope.any()
 
 
 def test_states_that_do_not_count_may_hold_anything():
@@ -708,6 +864,179 @@ def test_bad_rows_are_nan_where_no_error_is_possible():
     assert values.isnan().nonzero().tolist() == [[0]]
     for reduction in ("mean", "sum"):
         assert linear_emo_loss(hidden, weight, targets, table, reduction=reduction).isnan()
+
+
+def test_without_looking_bad_rows_are_nan():
+    logits, targets, table = problem(15, rows=4)
+    good, some = targets.clone(), {"reduction": "none", "validate": False}
+    targets[0], targets[1] = 11, -100
+    broken = logits.clone()
+    broken[2, 3] = math.nan
+    for loss in (
+        emo_loss,
+        kernel_score_loss,
+        lambda *a, **k: emo_mixture_loss(*a, mixture=MIXTURES["fixed"], **k),
+    ):
+        values = loss(broken, targets, table, **some)
+        assert values.isnan().tolist() == [True, False, True, False]
+        assert values[1] == 0
+        assert loss(broken, targets, table, validate=False).isnan()
+        want = loss(logits, good, table, reduction="none")
+        assert torch.allclose(loss(logits, good, table, **some), want)
+        unit = UnitEmbeddings(table, padding=[int(good[3])])
+        values = loss(logits, good, unit, **some)
+        assert values.isnan().tolist() == [bool(t == good[3]) for t in good]
+    q = logits.softmax(-1)
+    q[1], q[2, 4] = 0.5, -1.0
+    for by in ("transport", "bound", "kernel"):
+        values = soft_emo_loss(broken.nan_to_num(2), q, table, by=by, **some)
+        assert values.isnan().tolist() == [False, True, True, False]
+        values = soft_emo_loss(broken, logits.softmax(-1), table, by=by, **some)
+        assert values.isnan().tolist() == [False, False, True, False]
+
+
+@pytest.mark.usefixtures("small_chunks")
+@pytest.mark.parametrize("reduction", ["none", "mean", "sum"])
+@pytest.mark.parametrize("name", MIXTURES)
+def test_linear_form_without_looking(name, reduction):
+    hidden, weight, targets, table = linear_problem()
+    options = {"mixture": MIXTURES[name], "reduction": reduction}
+    want = linear_emo_loss(hidden, weight, targets, table, **options)
+    spoilt = hidden.detach().clone()
+    spoilt[3] = math.nan  # does not count
+    leaf = spoilt.requires_grad_()
+    got = linear_emo_loss(leaf, weight, targets, table, validate=False, **options)
+    assert torch.allclose(got, want)
+    upstream = torch.randn(want.shape, generator=torch.Generator().manual_seed(1)).double()
+    for one, other in zip(
+        torch.autograd.grad(got, (leaf, weight), upstream),
+        torch.autograd.grad(want, (hidden, weight), upstream),
+        strict=True,
+    ):
+        assert torch.allclose(one, other)
+    targets[0] = 211
+    values = linear_emo_loss(hidden, weight, targets, table, validate=False, **options)
+    if reduction != "none":
+        assert values.isnan()
+        return
+    assert values.isnan().nonzero().tolist() == [[0]]
+    (slope,) = torch.autograd.grad(values, hidden, upstream)
+    assert not slope[0].any()
+    bad = torch.full((211, 12), INF, dtype=torch.float64)
+    assert linear_emo_loss(hidden, bad, targets, table, validate=False).isnan()
+
+
+def test_modules_pass_on_whether_to_look():
+    logits, targets, table = problem(15)
+    hidden, weight, classes, wide = linear_problem()
+    logits[0, 0] = hidden.data[0, 0] = math.nan
+    for mixture in (None, MIXTURES["fixed"]):
+        assert EMOLoss(table, mixture=mixture, validate=False)(logits, targets).isnan()
+        linear = LinearEMOLoss(wide, mixture=mixture, validate=False)
+        assert linear(hidden, weight, classes).isnan()
+    assert KernelScoreLoss(table, validate=False)(logits, targets).isnan()
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16], ids=str)
+def test_rows_of_any_length_without_looking(dtype):
+    """Where no error is possible lengths are found another way; a row without one is NaN."""
+    logits, targets, table = problem(8)
+    ends = torch.finfo(dtype)
+    table = functional.normalize(table, dim=1)
+    lengths = torch.full((11,), 1.0, dtype=torch.float64)
+    for i, length in enumerate((ends.tiny, ends.max / 2, ends.tiny**0.6, ends.max**0.6)):
+        lengths[i] = length
+    scaled = (table * lengths.unsqueeze(1)).to(dtype)
+    want = emo_loss(logits, targets, scaled)
+    got = emo_loss(logits, targets, scaled, validate=False)
+    assert torch.allclose(got, want, rtol=1e-5)
+    for value in (0.0, INF, math.nan):
+        scaled[2] = value
+        assert emo_loss(logits, targets, scaled, validate=False).isnan()
+
+
+def exported(function, arguments, batch_of):
+    """The function as an exported program whose batch may have any size."""
+
+    class Module(torch.nn.Module):
+        def forward(self, *inputs):
+            return function(*inputs)
+
+    batch = torch.export.Dim("batch", min=2, max=64)
+    shapes = tuple({0: batch} if i in batch_of else None for i in range(len(arguments)))
+    # One argument per name: *inputs is one tuple.
+    return torch.export.export(Module(), arguments, dynamic_shapes=(shapes,)).module()
+
+
+def row_losses(table):
+    ratio = MIXTURES["emo scaled, capped"]
+    unit = UnitEmbeddings(table, padding=[10])
+    return {
+        "emo": lambda x, t: emo_loss(x, t, table),
+        "prepared": lambda x, t: emo_loss(x, t, unit),
+        "kernel": lambda x, t: kernel_score_loss(x, t, table),
+        "mixture": lambda x, t: emo_mixture_loss(x, t, table, mixture=ratio),
+        "linear": lambda x, t: linear_emo_loss(x, torch.eye(11).double(), t, table),
+        "linear, mixture": lambda x, t: linear_emo_loss(
+            x, torch.eye(11).double(), t, table, mixture=ratio
+        ),
+        "bound": lambda x, t: soft_emo_loss(
+            x, functional.one_hot(t.clamp(min=0), 11).double(), table, by="bound"
+        ),
+        "kernel, soft": lambda x, t: soft_emo_loss(
+            x, functional.one_hot(t.clamp(min=0), 11).double(), table, by="kernel"
+        ),
+    }
+
+
+@pytest.mark.parametrize("name", row_losses(torch.eye(11).double()))
+def test_dynamic_batches(name):
+    """One exported program, and at most two compiled graphs, for batches of any size."""
+    _, _, table = problem(16)
+    loss = row_losses(table)[name]
+    batches = [problem(16 + n, rows=n)[:2] for n in (5, 2, 3, 7, 12, 30)]
+    for _, targets in batches:
+        targets[targets == 10], targets[0] = 3, -100 if "soft" not in name else 1
+    program = exported(loss, batches[0], (0, 1))
+    graphs = 0
+
+    def count(graph, inputs):
+        nonlocal graphs
+        graphs += 1
+        return graph.forward
+
+    torch._dynamo.reset()
+    compiled = torch.compile(loss, backend=count, fullgraph=True)
+    for logits, targets in batches:
+        want = loss(logits, targets)
+        assert torch.allclose(program(logits, targets), want)
+        leaf = logits.clone().requires_grad_()
+        assert torch.allclose(compiled(leaf, targets), want)
+    assert graphs <= 2
+
+
+@pytest.mark.parametrize("name", row_losses(torch.eye(11).double()))
+def test_batched_and_second_derivatives(name):
+    logits, targets, table = problem(16, rows=3)
+    targets[targets == 10] = 3
+    loss = row_losses(table)[name]
+    leaf = logits.clone().requires_grad_()
+    want = torch.stack([loss(x.unsqueeze(0), t.unsqueeze(0))
+                        for x, t in zip(logits, targets, strict=True)])  # fmt: skip
+    one = lambda x, t: loss(x.unsqueeze(0), t.unsqueeze(0))  # noqa: E731
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # a missing batching rule is a slow loop
+        assert torch.allclose(torch.vmap(one)(logits, targets), want)
+    assert torch.autograd.gradgradcheck(lambda x: loss(x, targets), leaf)
+
+
+def test_transport_is_refused_where_nothing_can_be_read():
+    logits, _, table = problem(16)
+    q = logits.softmax(-1)
+    with raises(RuntimeError, "by must be 'bound' or 'kernel' where values cannot be read"):
+        torch.vmap(lambda x, y: soft_emo_loss(x, y, table))(logits, q)
+    compiled = torch.compile(lambda x: soft_emo_loss(x, q, table), backend="eager")
+    assert compiled(logits) == soft_emo_loss(logits, q, table)  # not compiled, but right
 
 
 @pytest.mark.parametrize("loss", [emo_loss, kernel_score_loss])
@@ -772,6 +1101,33 @@ def test_soft_targets():
         )
 
 
+def test_a_solver_that_stops_early_is_an_error(monkeypatch):
+    logits, _, table = problem(18, rows=2, classes=60)
+    q = logits.flip(-1).softmax(-1)
+    solve = ot.emd2
+    monkeypatch.setattr(ot, "emd2", lambda *a, **options: solve(*a, **{**options, "numItermax": 5}))
+    with (
+        pytest.warns(UserWarning, match="numItermax"),
+        raises(RuntimeError, "must reach the optimum, got row 0 without it: numItermax reached"),
+    ):
+        soft_emo_loss(logits, q, table)
+
+
+def test_the_solver_may_take_many_steps(monkeypatch):
+    """Its own limit is 10^5, which 6000 tokens exceed."""
+    limits = []
+    solve = ot.emd2
+    monkeypatch.setattr(
+        ot,
+        "emd2",
+        lambda *a, **options: limits.append(options["numItermax"]) or solve(*a, **options),
+    )
+    logits, _, table = problem(18, rows=1)
+    with torch.device("meta"):  # the default device is none of the solver's business
+        assert soft_emo_loss(logits, logits.softmax(-1), table) == 0
+    assert limits == [100_000_000]
+
+
 def test_one_hot_soft_targets_are_hard_ones():
     logits, targets, table = problem(19)
     hot = functional.one_hot(targets, 11).double()
@@ -787,7 +1143,11 @@ def test_one_hot_soft_targets_are_hard_ones():
         ({"by": "sinkhorn"}, ValueError, "got 'sinkhorn'"),
         ({"q": torch.ones(3, 4)}, ValueError, "target_probabilities must have the shape of logits"),
         ({"q": torch.ones(5, 11, dtype=torch.int64)}, TypeError, "floating-point dtype"),
-        ({"q": torch.full((5, 11), 0.2)}, ValueError, "must sum to 1, got 2.2 at row (0,)"),
+        (
+            {"q": torch.full((5, 11), 0.2)},
+            ValueError,
+            "must sum to 1, got 2.2 for target_probabilities[0]",
+        ),
         ({"q": -torch.ones(5, 11)}, ValueError, "at target_probabilities[0, 0]"),
         ({"q": torch.full((5, 11), math.nan)}, ValueError, "must be at least 0, got nan"),
         ({"q": torch.full((5, 11), 1 / 11).requires_grad_()}, ValueError, "pass target_prob"),
@@ -830,6 +1190,78 @@ def test_modules():
     for kind in (EMOLoss, LinearEMOLoss):
         with raises(TypeError, "mixture must be a Mixture"):
             kind(table, mixture="emo1")
+
+
+@pytest.mark.parametrize("padding", [(), (4,)], ids=["all", "padding"])
+def test_memory_without_values_is_refused(padding):
+    """Neither to_empty nor a state dict fills the rows; what is in them must not be used."""
+    logits, targets, table = problem(21)
+    targets[targets == 4] = 3
+    hidden, weight, classes, wide = linear_problem()
+    modules = [
+        (EMOLoss, table, (logits, targets)),
+        (KernelScoreLoss, table, (logits, targets)),
+        (LinearEMOLoss, wide, (hidden, weight, classes.masked_fill(classes == 4, 3))),
+    ]
+    for kind, rows, arguments in modules:
+        right = kind(UnitEmbeddings(rows, padding=padding))
+        want = right(*arguments)
+        empty = kind(UnitEmbeddings(rows.to("meta"), padding=padding))
+        for module in (empty, kind(UnitEmbeddings(rows, padding=padding))):
+            module.to_empty(device="cpu").load_state_dict(right.state_dict())
+            with torch.no_grad():
+                module.embeddings.rows.fill_(7)  # memory may hold anything, also what it held
+            module._apply(lambda tensor: tensor)
+            with raises(RuntimeError, "must hold rows of length one, got memory that to_empty()"):
+                module(*arguments)
+            with raises(RuntimeError, "assign UnitEmbeddings(embeddings) anew"):
+                module.embeddings.cost_moments()
+            module.embeddings = UnitEmbeddings(rows, padding=padding)
+            assert module(*arguments) == want
+        moved = kind(UnitEmbeddings(rows, padding=padding)).to(torch.bfloat16)
+        assert torch.allclose(moved(*arguments), want, rtol=0.05)
+        filled = kind(UnitEmbeddings(rows, padding=padding)).to_empty(device="cpu")
+        filled.embeddings.rows.copy_(right.embeddings.rows)
+        if padding:
+            filled.embeddings.is_padding.copy_(right.embeddings.is_padding)
+        assert filled(*arguments) == want
+
+
+def test_uninitialised_rows_are_noticed():
+    torch.use_deterministic_algorithms(True)  # fills new memory with NaN
+    try:
+        module = EMOLoss(torch.eye(5, device="meta")).to_empty(device="cpu")
+    finally:
+        torch.use_deterministic_algorithms(False)
+    with raises(RuntimeError, "got memory that to_empty()"):
+        module(torch.zeros(2, 5), torch.tensor([0, 2]))
+
+
+def test_integers_of_any_kind():
+    logits, targets, table = problem(21)
+    targets[1] = 7
+    hidden, weight, classes, wide = linear_problem()
+    for seven in (np.int64(7), np.uint8(7), torch.tensor(7)):
+        want = emo_loss(logits, targets, table, ignore_index=7)
+        assert emo_loss(logits, targets, table, ignore_index=seven) == want
+        assert EMOLoss(table, ignore_index=seven)(logits, targets) == want
+        want = kernel_score_loss(logits, targets, table, ignore_index=7)
+        assert KernelScoreLoss(table, ignore_index=seven)(logits, targets) == want
+    minus = np.int32(-100)
+    want = linear_emo_loss(hidden, weight, classes, wide)
+    assert linear_emo_loss(hidden, weight, classes, wide, ignore_index=minus) == want
+    assert UnitEmbeddings(table, padding=np.array([2, 5])).is_padding.nonzero().tolist() == [
+        [2],
+        [5],
+    ]
+    for bad in (7.0, True, "7"):
+        for kind in (EMOLoss, KernelScoreLoss, LinearEMOLoss):
+            with raises(TypeError, "ignore_index must be an int, got"):
+                kind(table, ignore_index=bad)
+        with raises(TypeError, "ignore_index must be an int, got"):
+            emo_loss(logits, targets, table, ignore_index=bad)
+        with raises(TypeError, "padding must be an int, got"):
+            UnitEmbeddings(table, padding=[bad])
 
 
 # ------------------------------------------------------------------------------------ experiment

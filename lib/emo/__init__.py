@@ -17,16 +17,26 @@ How the numbers stay right:
 * embeddings are constants, scaled to length one here; a row without direction is refused.
 """
 
-from typing import Literal
+from math import inf, nan
+from typing import Literal, NoReturn
 
 import torch
 from torch import Tensor, nn
 
 from lib import _checks, _refusals
-from lib.emo import _rows
-from lib.emo._embeddings import Directions, UnitEmbeddings, directions, unit_rows
+from lib.emo._embeddings import UnitEmbeddings, directions, unit_rows
 from lib.emo._linear import linear_losses, require_finite
 from lib.emo._mixture import Mixture
+from lib.emo._terms import (
+    Form,
+    Targets,
+    all_finite,
+    by_rows,
+    check_targets,
+    kernel,
+    mixed,
+    refuse,
+)
 from lib.emo._transport import exact_cost
 
 __all__ = [
@@ -50,6 +60,7 @@ def emo_loss(
     *,
     ignore_index: int = -100,
     reduction: _checks.Reduction = "mean",
+    validate: bool = True,
 ) -> Tensor:
     r"""Mean cost of the softmax of ``logits`` for one right token: the EMO loss.
 
@@ -79,7 +90,10 @@ def emo_loss(
     ignore_index
         Positions with this target do not count: loss and gradient 0, whatever their logits.
     reduction
-        ``"none"``, ``"mean"`` (over the positions that count) or ``"sum"``.
+        ``"none"``, ``"mean"`` (over the positions that count; 0 if none does) or ``"sum"``.
+    validate
+        Whether to look at the values. False saves a synchronisation on a GPU; a bad value then
+        makes the loss of its row NaN instead of an error.
 
     Returns
     -------
@@ -113,9 +127,7 @@ def emo_loss(
     >>> print(f"{emo_loss(logits, torch.tensor(1), table):.4f}")
     0.4220
     """
-    found = _prepare(logits, targets, embeddings)
-    terms, counts, bad, shape = _terms(logits, targets, found, ignore_index, reduction)
-    return _finish(terms.emo(), logits, targets, counts, bad, shape, reduction)
+    return _loss(mixed(None), logits, targets, embeddings, ignore_index, reduction, validate)
 
 
 def kernel_score_loss(
@@ -125,6 +137,7 @@ def kernel_score_loss(
     *,
     ignore_index: int = -100,
     reduction: _checks.Reduction = "mean",
+    validate: bool = True,
 ) -> Tensor:
     r"""Half the squared distance between the mean direction and the target's: a proper score.
 
@@ -140,7 +153,7 @@ def kernel_score_loss(
 
     Parameters
     ----------
-    logits, targets, embeddings, ignore_index, reduction
+    logits, targets, embeddings, ignore_index, reduction, validate
         As in :func:`emo_loss`.
 
     Returns
@@ -161,9 +174,7 @@ def kernel_score_loss(
     >>> print(f"{loss:.4f} = {(0.6**2 + 0.38**2 + 0.22**2) / 2:.4f}")
     0.2764 = 0.2764
     """
-    found = _prepare(logits, targets, embeddings)
-    terms, counts, bad, shape = _terms(logits, targets, found, ignore_index, reduction)
-    return _finish(terms.kernel(), logits, targets, counts, bad, shape, reduction)
+    return _loss(kernel, logits, targets, embeddings, ignore_index, reduction, validate)
 
 
 def emo_mixture_loss(
@@ -174,6 +185,7 @@ def emo_mixture_loss(
     mixture: Mixture,
     ignore_index: int = -100,
     reduction: _checks.Reduction = "mean",
+    validate: bool = True,
 ) -> Tensor:
     r"""Cross-entropy and EMO together, token by token.
 
@@ -188,7 +200,7 @@ def emo_mixture_loss(
     ----------
     mixture
         How the weights are found.
-    logits, targets, embeddings, ignore_index, reduction
+    logits, targets, embeddings, ignore_index, reduction, validate
         As in :func:`emo_loss`.
 
     Returns
@@ -221,10 +233,7 @@ def emo_mixture_loss(
     0.9163 = 0.9163
     """
     _check_mixture(mixture)
-    found = _prepare(logits, targets, embeddings)
-    terms, counts, bad, shape = _terms(logits, targets, found, ignore_index, reduction)
-    losses = _rows.mix(terms.cross_entropy, terms.emo(), terms.rest, mixture)
-    return _finish(losses, logits, targets, counts, bad, shape, reduction)
+    return _loss(mixed(mixture), logits, targets, embeddings, ignore_index, reduction, validate)
 
 
 def linear_emo_loss(
@@ -233,16 +242,18 @@ def linear_emo_loss(
     targets: Tensor,
     embeddings: Tensor | UnitEmbeddings,
     *,
+    bias: Tensor | None = None,
     mixture: Mixture | None = None,
     ignore_index: int = -100,
     reduction: _checks.Reduction = "mean",
+    validate: bool = True,
 ) -> Tensor:
-    r"""EMO of ``hidden @ weight.T``, without ever holding those logits.
+    r"""EMO of ``hidden @ weight.T + bias``, without ever holding those logits.
 
-    Equal to :func:`emo_loss`, or with a ``mixture`` to :func:`emo_mixture_loss`, of
-    ``hidden @ weight.T``. Tokens go through in chunks; for a scalar result the gradients of
-    ``hidden`` and ``weight`` are formed in the same pass, so the backward pass costs nothing and
-    the memory above the arguments is the gradients and two chunks of logits.
+    Equal to :func:`emo_loss`, or with a ``mixture`` to :func:`emo_mixture_loss`, of these logits.
+    Tokens go through in chunks; for a scalar result the gradients are formed in the same pass, so
+    the backward pass costs nothing and the memory above the arguments is the gradients and two
+    chunks of logits.
 
     Equations: :eq:`eq:emo-loss`, :eq:`eq:emo-logit-gradient`, :eq:`eq:emo-linear-gradient`
 
@@ -257,11 +268,16 @@ def linear_emo_loss(
     embeddings
         As in :func:`emo_loss`, shape ``(V, D)``; ``D`` need not be ``H``. For costs that follow
         the head pass ``weight.detach()``, for frozen ones :class:`UnitEmbeddings` of a copy.
+    bias
+        The head's bias, shape ``(V,)``, any floating dtype; :math:`-\infty` takes a token away.
     mixture
         Adds cross-entropy in the same pass; EMO alone if None.
     ignore_index, reduction
         As in :func:`emo_loss`. With ``"none"`` the backward pass computes each chunk again,
         because the factor of each token is known only then.
+    validate
+        As in :func:`emo_loss`. If False, ignored positions are computed too, and thrown away: how
+        many they are is a value.
 
     Returns
     -------
@@ -271,14 +287,14 @@ def linear_emo_loss(
     Raises
     ------
     TypeError, ValueError
-        As :func:`emo_loss`. A state or weight that is not finite is reported where it makes the
-        loss or the gradient of ``hidden`` not finite.
+        As :func:`emo_loss`. A state, weight or bias that is not finite is reported where it makes
+        the loss or the gradient of ``hidden`` not finite.
 
     Notes
     -----
-    Half-precision arguments are computed in float32, by blocks; their gradients are summed in
-    float32 and rounded once. Under ``torch.compile``, ``torch.func`` and for second derivatives
-    the plain formula runs, which holds all logits.
+    Half-precision arguments are computed in float32, by blocks; their gradients stay float32 until
+    the factor of the backward pass is on them, and are rounded once. Under ``torch.compile``,
+    ``torch.func`` and for second derivatives the plain formula runs, which holds all logits.
 
     Examples
     --------
@@ -288,11 +304,12 @@ def linear_emo_loss(
     >>> print(f"{loss:.4f}")
     0.6749
     """
-    _checks.check_logits(weight)
-    if weight.dim() != 2:
+    for name, part in (("hidden", hidden), ("weight", weight), ("bias", bias)):
+        if part is not None or name != "bias":
+            _check_floating(name, part)
+    if weight.dim() != 2 or 0 in weight.shape:
         raise ValueError(f"weight must have shape (V, H), got shape {tuple(weight.shape)}")
-    _checks.check_logits(hidden)
-    if hidden.shape[-1] != weight.shape[1]:
+    if hidden.shape[-1:] != weight.shape[1:]:
         raise ValueError(
             f"hidden must have the width of weight, expected (..., {weight.shape[1]}), "
             f"got {tuple(hidden.shape)}"
@@ -301,24 +318,34 @@ def linear_emo_loss(
         raise ValueError(
             f"weight must be on the device of hidden, expected {hidden.device}, got {weight.device}"
         )
+    if bias is not None:
+        if bias.shape != weight.shape[:1]:
+            raise ValueError(
+                f"bias must have one entry per row of weight, expected ({weight.shape[0]},), "
+                f"got {tuple(bias.shape)}"
+            )
+        if bias.device != hidden.device:
+            raise ValueError(
+                f"bias must be on the device of hidden, expected {hidden.device}, got {bias.device}"
+            )
     if mixture is not None:
         _check_mixture(mixture)
     _checks.check_classes("targets", targets, hidden)
-    found = directions(embeddings, weight.shape[0], hidden.device)
-    safe, counts, bad = _rows.check_targets(
-        targets, weight.shape[0], ignore_index, reduction, found
-    )
+    _checks.check_reduction(reduction)
+    ignore_index = _checks.as_index("ignore_index", ignore_index)
+    found = directions(embeddings, weight.shape[0], hidden.device, validate)
+    look = validate and _checks.values_readable(hidden, weight, bias, targets, found.table)
+    places = check_targets(targets, weight.shape[0], ignore_index, found, look)
     states = hidden.reshape(-1, hidden.shape[-1])
-    result = linear_losses(
-        states, weight, safe.reshape(-1), found, counts.reshape(-1), bad.reshape(-1), mixture,
-        reduction,
-    )  # fmt: skip
-    if _checks.values_readable(result) and not bool(result.isfinite().all()):
+    result = linear_losses(states, weight, bias, places.flat(), found, mixture, reduction)
+    if look and not bool(result.isfinite().all()):
         with torch.no_grad():
-            require_finite("hidden", hidden, counts)
+            require_finite("hidden", hidden, places.counts)
             require_finite("weight", weight)
+            if bias is not None:
+                _refuse_bias(bias, places)
         raise ValueError(
-            "hidden and weight must give finite logits, but a product overflows "
+            "hidden and weight must give finite logits, got a product that overflows "
             f"{_checks.compute_dtype(torch.promote_types(hidden.dtype, weight.dtype))}"
         )
     return result.reshape(targets.shape) if reduction == "none" else result
@@ -331,6 +358,7 @@ def soft_emo_loss(
     *,
     by: Literal["transport", "bound", "kernel"] = "transport",
     reduction: _checks.Reduction = "mean",
+    validate: bool = True,
 ) -> Tensor:
     r"""Distance of the softmax of ``logits`` from a distribution over tokens, three ways.
 
@@ -354,6 +382,8 @@ def soft_emo_loss(
         ``"transport"``, ``"bound"`` or ``"kernel"``.
     reduction
         Over the leading dimensions: ``"none"``, ``"mean"`` or ``"sum"``.
+    validate
+        As in :func:`emo_loss`; the solver of ``"transport"`` reads the values all the same.
 
     Returns
     -------
@@ -365,11 +395,15 @@ def soft_emo_loss(
     TypeError, ValueError
         As :func:`emo_loss`; target probabilities of another shape, negative, not summing to 1
         (to 1e-5, or 1e-2 in half precision), or asking for a gradient; ``by`` unknown.
+    RuntimeError
+        ``"transport"`` where no values can be read (a traced graph, a transform, the meta device),
+        or where its solver did not reach the optimum.
 
     Notes
     -----
     The exact cost is piecewise linear in the probabilities; its gradient is the dual solution,
-    one subgradient where there are several. It is differentiable once.
+    one subgradient where there are several. It is differentiable once. One row takes about
+    5 s for 2000 tokens and a minute for 6000.
 
     Examples
     --------
@@ -393,36 +427,38 @@ def soft_emo_loss(
         )
     if target_probabilities.requires_grad:
         raise ValueError(
-            "target_probabilities are constants of the loss and get no gradient; "
-            "pass target_probabilities.detach()"
+            "target_probabilities must not require a gradient, being constants of the loss, got "
+            "requires_grad=True; pass target_probabilities.detach()"
         )
     _checks.check_reduction(reduction)
-    found = directions(embeddings, logits.shape[-1], logits.device)
+    found = directions(embeddings, logits.shape[-1], logits.device, validate)
+    readable = _checks.values_readable(logits, target_probabilities, found.table)
+    if by == "transport" and not readable and not torch.compiler.is_dynamo_compiling():
+        raise RuntimeError(
+            "by must be 'bound' or 'kernel' where values cannot be read (in a traced graph, in a "
+            "transform, on the meta device), got 'transport'"
+        )
+    with torch.no_grad():
+        bad = _bad_rows(logits, target_probabilities, found.is_padding)
+    if validate and readable and bool(bad.any()):
+        _refuse_soft(logits, target_probabilities, found.is_padding)
     dtype = _checks.compute_dtype(logits.dtype)
     q = target_probabilities.to(dtype)
-    if _checks.values_readable(logits, target_probabilities):
-        _check_distribution(target_probabilities, found.is_padding)
-        wrong = ~(logits < float("inf"))
-        wrong |= (logits == -float("inf")).all(-1, keepdim=True)
-        if wrong.any():
-            at = _refusals.first_true(wrong)
-            raise ValueError(
-                "logits must be finite or -inf, and not all -inf, "
-                f"got {logits[at].item()} at logits[{', '.join(map(str, at))}]"
-            )
     with _checks.no_autocast(logits):
         p = torch.softmax(logits.to(dtype), -1)
         unit = unit_rows(found, dtype)
         if by == "transport":
-            costs = (1 - unit @ unit.T).clamp(min=0).fill_diagonal_(0)
             size = logits.shape[-1]
-            losses = exact_cost(p.reshape(-1, size), q.reshape(-1, size), costs)
+            costs = (1 - unit @ unit.T).clamp(min=0).fill_diagonal_(0)
+            losses = exact_cost(
+                p.reshape(-1, size), q.masked_fill(bad.unsqueeze(-1), nan).reshape(-1, size), costs
+            )
             losses = losses.reshape(logits.shape[:-1])
         elif by == "bound":
             losses = 1 - ((p @ unit) * (q @ unit)).sum(-1)
         else:
             losses = 0.5 * ((p - q) @ unit).square().sum(-1)
-    return _checks.reduce(losses, reduction)
+    return _checks.reduce(losses.masked_fill(bad, nan), reduction)
 
 
 class _Mixed(nn.Module):
@@ -435,13 +471,15 @@ class _Mixed(nn.Module):
         mixture: Mixture | None = None,
         ignore_index: int = -100,
         reduction: _checks.Reduction = "mean",
+        validate: bool = True,
     ) -> None:
         super().__init__()
         _checks.check_reduction(reduction)
         if mixture is not None:
             _check_mixture(mixture)
         self.embeddings = _frozen(embeddings)
-        self.mixture, self.ignore_index, self.reduction = mixture, ignore_index, reduction
+        self.ignore_index = _checks.as_index("ignore_index", ignore_index)
+        self.mixture, self.reduction, self.validate = mixture, reduction, validate
 
     def extra_repr(self) -> str:
         """Show the options in ``print(module)``."""
@@ -459,7 +497,7 @@ class EMOLoss(_Mixed):
         One row per token, or :class:`UnitEmbeddings`; a tensor is copied.
     mixture
         As in :func:`linear_emo_loss`.
-    ignore_index, reduction
+    ignore_index, reduction, validate
         As in :func:`emo_loss`.
 
     Examples
@@ -475,11 +513,11 @@ class EMOLoss(_Mixed):
         if self.mixture is None:
             return emo_loss(
                 logits, targets, self.embeddings, ignore_index=self.ignore_index,
-                reduction=self.reduction,
+                reduction=self.reduction, validate=self.validate,
             )  # fmt: skip
         return emo_mixture_loss(
             logits, targets, self.embeddings, mixture=self.mixture,
-            ignore_index=self.ignore_index, reduction=self.reduction,
+            ignore_index=self.ignore_index, reduction=self.reduction, validate=self.validate,
         )  # fmt: skip
 
 
@@ -490,7 +528,7 @@ class KernelScoreLoss(nn.Module):
 
     Parameters
     ----------
-    embeddings, ignore_index, reduction
+    embeddings, ignore_index, reduction, validate
         As in :class:`EMOLoss`.
 
     Examples
@@ -507,17 +545,19 @@ class KernelScoreLoss(nn.Module):
         *,
         ignore_index: int = -100,
         reduction: _checks.Reduction = "mean",
+        validate: bool = True,
     ) -> None:
         super().__init__()
         _checks.check_reduction(reduction)
         self.embeddings = _frozen(embeddings)
-        self.ignore_index, self.reduction = ignore_index, reduction
+        self.ignore_index = _checks.as_index("ignore_index", ignore_index)
+        self.reduction, self.validate = reduction, validate
 
     def forward(self, logits: Tensor, targets: Tensor) -> Tensor:
         """Loss of ``logits`` ``(..., V)`` for ``targets`` ``(...)``."""
         return kernel_score_loss(
             logits, targets, self.embeddings, ignore_index=self.ignore_index,
-            reduction=self.reduction,
+            reduction=self.reduction, validate=self.validate,
         )  # fmt: skip
 
     def extra_repr(self) -> str:
@@ -532,7 +572,7 @@ class LinearEMOLoss(_Mixed):
 
     Parameters
     ----------
-    embeddings, mixture, ignore_index, reduction
+    embeddings, mixture, ignore_index, reduction, validate
         As in :class:`EMOLoss`.
 
     Examples
@@ -543,11 +583,13 @@ class LinearEMOLoss(_Mixed):
     0.6667
     """
 
-    def forward(self, hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+    def forward(
+        self, hidden: Tensor, weight: Tensor, targets: Tensor, *, bias: Tensor | None = None
+    ) -> Tensor:
         """Loss of ``hidden`` ``(..., H)`` under ``weight`` ``(V, H)`` for ``targets`` ``(...)``."""
         return linear_emo_loss(
-            hidden, weight, targets, self.embeddings, mixture=self.mixture,
-            ignore_index=self.ignore_index, reduction=self.reduction,
+            hidden, weight, targets, self.embeddings, bias=bias, mixture=self.mixture,
+            ignore_index=self.ignore_index, reduction=self.reduction, validate=self.validate,
         )  # fmt: skip
 
 
@@ -560,63 +602,92 @@ def _check_mixture(mixture: Mixture) -> None:
         raise TypeError(f"mixture must be a Mixture, got {type(mixture).__name__}")
 
 
-def _prepare(logits: Tensor, targets: Tensor, embeddings: Tensor | UnitEmbeddings) -> Directions:
-    _checks.check_logits(logits)
-    _checks.check_classes("targets", targets, logits)
-    return directions(embeddings, logits.shape[-1], logits.device)
+def _check_floating(name: str, value: Tensor | None) -> None:
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{name} must be a torch.Tensor, got {type(value).__name__}")
+    if not value.dtype.is_floating_point:
+        raise TypeError(f"{name} must have a floating-point dtype, got {value.dtype}")
 
 
-def _terms(
+def _refuse_bias(bias: Tensor, targets: Targets) -> None:
+    """Raise for a bias that is no logit, or takes a target away."""
+    require_finite("bias", bias.masked_fill(bias == -inf, 0))
+    gone = bias[targets.safe] == -inf
+    if targets.counts is not None:
+        gone &= targets.counts
+    if gone.any():
+        at = _refusals.first_true(gone)
+        token = int(targets.safe[at])
+        raise ValueError(
+            f"a target must have a finite logit, got {_refusals.place('targets', at)} = {token} "
+            f"and bias[{token}] = -inf"
+        )
+
+
+def _loss(
+    form: Form,
     logits: Tensor,
     targets: Tensor,
-    found: Directions,
+    embeddings: Tensor | UnitEmbeddings,
     ignore_index: int,
     reduction: str,
-) -> tuple[_rows.Rows, Tensor, Tensor, torch.Size]:
+    validate: bool,
+) -> Tensor:
+    """Check arguments, and compute a loss that is made of rows of logits."""
+    _checks.check_logits(logits)
+    _checks.check_classes("targets", targets, logits)
+    _checks.check_reduction(reduction)
+    ignore_index = _checks.as_index("ignore_index", ignore_index)
     classes = logits.shape[-1]
-    safe, counts, bad = _rows.check_targets(targets, classes, ignore_index, reduction, found)
+    found = directions(embeddings, classes, logits.device, validate)
+    look = validate and _checks.values_readable(logits, targets, found.table)
+    places = check_targets(targets, classes, ignore_index, found, look)
     with _checks.no_autocast(logits):
         unit = unit_rows(found, _checks.compute_dtype(logits.dtype))
-        terms, bad = _rows.by_rows(
-            logits.reshape(-1, classes), safe.reshape(-1), unit, counts.reshape(-1), bad.reshape(-1)
-        )
-    return terms, counts, bad, targets.shape
+        losses, witness = by_rows(form, logits.reshape(-1, classes), places.flat(), unit)
+    if look and not all_finite(witness):
+        refuse("logits", logits.detach(), places.safe, places.counts)
+    return _checks.reduce(losses.reshape(targets.shape), reduction, places.counts)
 
 
-def _finish(
-    losses: Tensor,
-    logits: Tensor,
-    targets: Tensor,
-    counts: Tensor,
-    bad: Tensor,
-    shape: torch.Size,
-    reduction: str,
-) -> Tensor:
-    if _checks.values_readable(losses.detach()) and bool(bad.any()):
-        _rows.refuse("logits", logits.detach(), torch.where(counts, targets, 0), counts)
-    losses = _rows.finish(losses, counts.reshape(-1), bad).reshape(shape)
-    return _checks.reduce(losses, reduction, counts)
+def _bad_rows(logits: Tensor, q: Tensor, is_padding: Tensor | None) -> Tensor:
+    """Rows ``(...)`` without a softmax, or whose target is no distribution over tokens."""
+    top = logits.amax(-1)  # NaN if one is
+    total = q.sum(-1, dtype=torch.float64)
+    good = (top.abs() < inf) & (q.amin(-1) >= 0) & ((total - 1).abs() <= _most_off(q))
+    if is_padding is not None:
+        good &= q.masked_fill(~is_padding, 0).amax(-1) <= 0
+    return ~good
 
 
-def _check_distribution(q: Tensor, is_padding: Tensor | None) -> None:
+def _most_off(q: Tensor) -> float:
+    return 1e-5 if q.dtype in (torch.float32, torch.float64) else 1e-2
+
+
+def _refuse_soft(logits: Tensor, q: Tensor, is_padding: Tensor | None) -> NoReturn:
+    """Raise for the first bad value of logits and target probabilities, of which there is one."""
+    name = "target_probabilities"
     negative = ~(q >= 0)
     if negative.any():
         at = _refusals.first_true(negative)
         raise ValueError(
-            f"target_probabilities must be at least 0, got {q[at].item()} "
-            f"at target_probabilities[{', '.join(map(str, at))}]"
+            f"{name} must be at least 0, got {q[at].item()} at {_refusals.place(name, at)}"
         )
-    total = q.double().sum(-1)
-    limit = 1e-5 if q.dtype in (torch.float32, torch.float64) else 1e-2
-    off = ~((total - 1).abs() <= limit)
+    total = q.sum(-1, dtype=torch.float64)
+    off = ~((total - 1).abs() <= _most_off(q))
     if off.any():
         at = _refusals.first_true(off)
         raise ValueError(
-            f"target_probabilities must sum to 1, got {total[at].item():.6g} "
-            f"at row {at if at else 0}"
+            f"{name} must sum to 1, got {total[at].item():.6g} for {_refusals.place(name, at)}"
         )
     if is_padding is not None and bool((q[..., is_padding] > 0).any()):
         raise ValueError(
-            "target_probabilities must be 0 on padding rows of the embeddings, got "
+            f"{name} must be 0 on padding rows of the embeddings, got "
             f"{q[..., is_padding].max().item()}"
         )
+    wrong = ~(logits < inf) | (logits == -inf).all(-1, keepdim=True)
+    at = _refusals.first_true(wrong)
+    raise ValueError(
+        "logits must be finite or -inf, and not all -inf, got "
+        f"{logits[at].item()} at {_refusals.place('logits', at)}"
+    )

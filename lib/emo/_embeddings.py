@@ -1,8 +1,8 @@
 """Directions of token embeddings: what the cost of taking one token for another is made of."""
 
-from collections.abc import Sequence
-from math import inf, isfinite, sqrt
-from typing import NamedTuple
+from collections.abc import Callable, Iterable
+from math import inf, isfinite, nan, sqrt
+from typing import NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
@@ -33,13 +33,13 @@ class UnitEmbeddings(nn.Module):
         Subtract the mean of all rows first. Rows of trained heads share a large common part, which
         makes all costs small and alike.
     padding
-        Indices of rows that stand for no token. They get the zero vector, so their cost to every
-        token is 1, they do not enter the mean, and no target may be one of them.
+        Indices of rows that stand for no token, ints. They get the zero vector, so their cost to
+        every token is 1, they do not enter the mean, and no target may be one of them.
 
     Raises
     ------
     TypeError
-        ``embeddings`` is no tensor or not of a floating dtype.
+        ``embeddings`` is no tensor or not of a floating dtype; a padding index is no int.
     ValueError
         The shape is not ``(V, D)`` with ``V, D >= 1``; a gradient is asked for; a padding index is
         out of range; a row that is not padding is zero (after centring: is the mean itself, up to
@@ -48,7 +48,8 @@ class UnitEmbeddings(nn.Module):
     Notes
     -----
     The rows are buffers that move with ``.to(device)`` and are not saved with a model's state.
-    They are float32, or float64 for float64 embeddings.
+    They are float32, or float64 for float64 embeddings. After ``to_empty`` they hold no values,
+    and no state dict brings them back: a loss then raises RuntimeError. Build the object anew.
 
     Examples
     --------
@@ -60,26 +61,28 @@ class UnitEmbeddings(nn.Module):
 
     rows: Tensor
     is_padding: Tensor | None
+    _filled = True
 
     def __init__(
-        self, embeddings: Tensor, *, centre: bool = False, padding: Sequence[int] = ()
+        self, embeddings: Tensor, *, centre: bool = False, padding: Iterable[int] = ()
     ) -> None:
         super().__init__()
         _check_table(embeddings)
         count = embeddings.shape[0]
         table = embeddings.detach().to(_checks.compute_dtype(embeddings.dtype), copy=True)
         skipped: Tensor | None = None
-        if padding:
-            for index in padding:
+        indices = {_checks.as_index("padding", index) for index in padding}
+        if indices:
+            for index in indices:
                 if not 0 <= index < count:
                     raise ValueError(f"padding must hold rows in [0, {count}), got {index}")
+            if len(indices) == count:
+                raise ValueError(f"padding must leave at least 1 row, got all {count}")
             skipped = torch.zeros(count, dtype=torch.bool, device=table.device)
-            skipped[list(padding)] = True
-            if bool(skipped.all()):
-                raise ValueError(f"padding must leave at least 1 of {count} rows, left 0")
-            table[skipped] = 0
+            skipped[sorted(indices)] = True
+            table.masked_fill_(skipped.unsqueeze(1), 0)
         if centre:
-            kept = count if skipped is None else int((~skipped).sum())
+            kept = count - len(indices)
             # The largest entry of each row and not its length, whose squares may overflow.
             size = torch.linalg.vector_norm(table, ord=inf, dim=1)
             mean = (table.sum(0, dtype=torch.float64) / kept).to(table.dtype)
@@ -87,12 +90,36 @@ class UnitEmbeddings(nn.Module):
             # What a row that is the mean leaves behind is rounding, which has no direction.
             left = torch.linalg.vector_norm(table, ord=inf, dim=1)
             noise = 8 * torch.finfo(table.dtype).eps * torch.maximum(size, mean.abs().max())
-            table[left.isfinite() & (left <= noise)] = 0
+            table.masked_fill_((left.isfinite() & (left <= noise)).unsqueeze(1), 0)
             if skipped is not None:
-                table[skipped] = 0
-        scale = _inverse_norms(table, skipped, centred=centre)
+                table.masked_fill_(skipped.unsqueeze(1), 0)
+        scale = _inverse_norms(table, skipped, look=_checks.values_readable(table), centred=centre)
         self.register_buffer("rows", table.mul_(scale.unsqueeze(1)), persistent=False)
         self.register_buffer("is_padding", skipped, persistent=False)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        # All that moves a module comes through here; to_empty gives it memory without values.
+        self._filled = not _checks.values_readable(self.rows) or self._holds_directions()
+        return self
+
+    def _holds_directions(self) -> bool:
+        """Whether each row has length one, or zero if it is padding; to a half dtype's rounding."""
+        lengths = torch.linalg.vector_norm(self.rows, dim=1)
+        if self.is_padding is not None:
+            lengths = lengths + self.is_padding.to(lengths.dtype)
+        return bool(((lengths - 1).abs() < 0.1).all())
+
+    def _require_values(self) -> None:
+        """Raise RuntimeError if the rows came out of ``to_empty`` and nothing has filled them."""
+        if not self._filled:
+            self._filled = self._holds_directions()
+            if not self._filled:
+                raise RuntimeError(
+                    "embeddings must hold rows of length one, got memory that to_empty() left "
+                    "unfilled; a state dict does not hold the rows: assign "
+                    "UnitEmbeddings(embeddings) anew"
+                )
 
     def cost_moments(self) -> tuple[float, float]:
         r"""Mean and standard deviation of the cost over all pairs of different tokens.
@@ -118,10 +145,11 @@ class UnitEmbeddings(nn.Module):
         >>> f"{mean:.3f} {sd:.3f}"
         '1.000 0.000'
         """
+        self._require_values()
         rows = self.rows if self.is_padding is None else self.rows[~self.is_padding]
         count = rows.shape[0]
         if count < 2:
-            raise ValueError(f"moments of the cost need at least 2 tokens, got {count}")
+            raise ValueError(f"embeddings must hold at least 2 tokens, got {count}")
         rows = rows.double()
         pairs = count * (count - 1)
         first = (float(rows.sum(0).square().sum()) - count) / pairs
@@ -147,10 +175,11 @@ class Directions(NamedTuple):
 
 
 def directions(
-    embeddings: Tensor | UnitEmbeddings, vocabulary: int, device: torch.device
+    embeddings: Tensor | UnitEmbeddings, vocabulary: int, device: torch.device, validate: bool
 ) -> Directions:
     """Return checked directions for a vocabulary of this size; copies nothing."""
     if isinstance(embeddings, UnitEmbeddings):
+        embeddings._require_values()
         found = Directions(embeddings.rows, None, embeddings.is_padding)
     else:
         _check_table(embeddings)
@@ -167,7 +196,8 @@ def directions(
         )
     if isinstance(embeddings, UnitEmbeddings):
         return found
-    return found._replace(scale=_inverse_norms(embeddings, None, centred=False))
+    look = validate and _checks.values_readable(embeddings)
+    return found._replace(scale=_inverse_norms(embeddings, None, look=look))
 
 
 def unit_rows(found: Directions, dtype: torch.dtype) -> Tensor:
@@ -190,22 +220,27 @@ def _check_table(embeddings: Tensor) -> None:
         )
     if embeddings.requires_grad:
         raise ValueError(
-            "embeddings are constants of the loss and get no gradient; pass embeddings.detach()"
+            "embeddings must not require a gradient, being constants of the loss, got "
+            "requires_grad=True; pass embeddings.detach()"
         )
 
 
-def _inverse_norms(table: Tensor, skipped: Tensor | None, *, centred: bool) -> Tensor:
-    """One over the length of each row, in the dtype to compute in; raise for a row without one."""
+def _inverse_norms(
+    table: Tensor, skipped: Tensor | None, *, look: bool, centred: bool = False
+) -> Tensor:
+    """One over the length of each row, in the dtype to compute in.
+
+    For a row without a direction an error if we may ``look``, else NaN.
+    """
     dtype = _checks.compute_dtype(table.dtype)
-    if table.dtype == dtype or not _checks.values_readable(table):
-        norms = torch.linalg.vector_norm(table, dim=1, dtype=dtype)
-    else:
-        parts = torch.split(table, _BLOCK_ROWS)
-        norms = torch.cat([torch.linalg.vector_norm(part.to(dtype), dim=1) for part in parts])
-    scale: Tensor = norms.reciprocal()
-    if not _checks.values_readable(table):
-        return scale
-    # Squares leave the range of the dtype long before the entries do; such rows are few.
+    by_blocks = _checks.values_readable(table) and not (look and table.dtype == dtype)
+    parts = torch.split(table, _BLOCK_ROWS) if by_blocks else (table,)
+    if not look:
+        # Squares leave the range of the dtype long before the entries do.
+        scale = torch.cat([_safe_inverse_norms(part.to(dtype)) for part in parts])
+        return scale if skipped is None else scale.masked_fill(skipped, 0)
+    norms = torch.cat([torch.linalg.vector_norm(part.to(dtype), dim=1) for part in parts])
+    scale = norms.reciprocal()
     limits = torch.finfo(dtype)
     odd = ~((norms > sqrt(limits.tiny) / limits.eps) & (norms < sqrt(limits.max) / 2))
     if skipped is not None:
@@ -221,13 +256,15 @@ def _inverse_norms(table: Tensor, skipped: Tensor | None, *, centred: bool) -> T
             what = f"{what}: it has no direction" if largest == 0 else "is not finite"
             if isfinite(largest) and largest > 0:
                 what = f"is too short or too long to scale in {dtype}"
+            advice = "; if it stands for no token, name it in UnitEmbeddings(embeddings, padding=["
             raise ValueError(
-                f"embeddings must have finite rows other than zero, but row {index} {what}"
-                + (
-                    "; if it stands for no token, name it in "
-                    f"UnitEmbeddings(embeddings, padding=[{index}])"
-                    if largest == 0
-                    else ""
-                )
+                f"embeddings must have finite rows other than zero, got row {index}, which {what}"
+                + (f"{advice}{index}])" if largest == 0 else "")
             )
     return scale
+
+
+def _safe_inverse_norms(rows: Tensor) -> Tensor:
+    largest = torch.linalg.vector_norm(rows, ord=inf, dim=1, keepdim=True)
+    scale: Tensor = 1 / torch.linalg.vector_norm(rows / largest, dim=1) / largest.squeeze(1)
+    return scale.masked_fill(~((scale > 0) & (scale < inf)), nan)

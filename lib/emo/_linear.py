@@ -5,7 +5,7 @@ that nothing of size tokens × vocabulary outlives a chunk. Four matrix products
 of the six of the published form.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from math import inf, nan
 from typing import Any
 
@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 
 from lib import _checks, _refusals
-from lib._rows import LOG2_E
+from lib._rows import LOG2_E, by_autograd, needs_formula
 from lib.emo._embeddings import Directions, unit_rows
 from lib.emo._mixture import Mixture
-from lib.emo._rows import by_rows, finish, mix
+from lib.emo._terms import Targets, by_rows, mix, mixed
 
 __all__ = ["linear_losses", "require_finite"]
 
@@ -24,35 +24,40 @@ _CHUNK_CELLS = 1 << 23  # logits of a chunk: 32 MiB in float32, and as much agai
 _LEAST_TOKENS = 64  # fewer rows would leave a matrix product waiting for memory
 _BLOCK_ROWS = 1 << 13  # rows of a half-precision table converted at a time
 
+Gradients = list[Tensor | None]
+
 
 def linear_losses(
     hidden: Tensor,
     weight: Tensor,
-    targets: Tensor,
+    bias: Tensor | None,
+    targets: Targets,
     found: Directions,
-    counts: Tensor,
-    bad: Tensor,
     mixture: Mixture | None,
     reduction: str,
 ) -> Tensor:
-    """Losses ``(N,)`` for ``"none"``, else their scalar; NaN where a row is bad."""
-    if not _checks.values_readable(hidden, weight, targets):
-        return _formula(hidden, weight, targets, found, counts, bad, mixture, reduction)
+    """Losses ``(N,)`` for ``"none"``, else their scalar; not finite where a row is bad."""
     dtype = torch.promote_types(hidden.dtype, weight.dtype)
+    if bias is not None:
+        # A float64 bias makes float64 logits; but a float32 one must not convert half tables.
+        wide = _checks.compute_dtype(torch.promote_types(dtype, bias.dtype))
+        dtype = dtype if _checks.compute_dtype(dtype) == wide else wide
+        bias = bias.to(wide)
+    if not _checks.values_readable(hidden, weight, bias, targets.safe):
+        return _formula(hidden, weight, bias, targets, found, mixture, reduction)
     with _checks.no_autocast(hidden):  # the chunks choose their precision themselves
         return _chunked(
-            hidden.to(dtype), weight.to(dtype), targets, counts, found, mixture, reduction,
-            torch.is_grad_enabled(),
+            hidden.to(dtype), weight.to(dtype), bias, *targets, found.table, found.scale, mixture,
+            reduction, torch.is_grad_enabled(),
         )  # fmt: skip
 
 
 def _formula(
     hidden: Tensor,
     weight: Tensor,
-    targets: Tensor,
+    bias: Tensor | None,
+    targets: Targets,
     found: Directions,
-    counts: Tensor,
-    bad: Tensor,
     mixture: Mixture | None,
     reduction: str,
 ) -> Tensor:
@@ -60,9 +65,10 @@ def _formula(
     dtype = _checks.compute_dtype(torch.promote_types(hidden.dtype, weight.dtype))
     with _checks.no_autocast(hidden):
         logits = hidden.to(dtype) @ weight.to(dtype).T
-        terms, bad = by_rows(logits, targets, unit_rows(found, dtype), counts, bad)
-    losses = finish(mix(terms.cross_entropy, terms.emo(), terms.rest, mixture), counts, bad)
-    return _checks.reduce(losses, reduction, counts)
+        if bias is not None:
+            logits = logits + bias
+        losses, _ = by_rows(mixed(mixture), logits, targets, unit_rows(found, logits.dtype))
+    return _checks.reduce(losses, reduction, targets.counts)
 
 
 class _Chunked(torch.autograd.Function):
@@ -73,79 +79,129 @@ class _Chunked(torch.autograd.Function):
         ctx: Any,
         hidden: Tensor,
         weight: Tensor,
-        targets: Tensor,
-        counts: Tensor,
-        found: Directions,
+        bias: Tensor | None,
+        safe: Tensor,
+        counts: Tensor | None,
+        bad: Tensor | None,
+        table: Tensor,
+        scale: Tensor | None,
         mixture: Mixture | None,
         reduction: str,
         recording: bool,
     ) -> Tensor:
-        needs = tuple(recording and need for need in ctx.needs_input_grad[:2])
-        ctx.found, ctx.mixture, ctx.reduction, ctx.gradients = found, mixture, reduction, None
-        ctx.save_for_backward(hidden, weight, targets, counts)
+        needs = [recording and need for need in ctx.needs_input_grad[:3]]
+        targets, found = Targets(safe, counts, bad), Directions(table, scale, None)
+        ctx.save_for_backward(hidden, weight, bias, *targets, table, scale)
+        ctx.mixture, ctx.reduction = mixture, reduction
         # One upstream number for all tokens is known to be a factor before it is known.
         share = None
         if reduction != "none" and any(needs):
-            share = 1 / max(1, int(counts.sum())) if reduction == "mean" else 1.0
-        losses, ctx.gradients = _pass(hidden, weight, targets, counts, found, mixture, share, needs)
+            share = _share(targets, reduction, _checks.compute_dtype(hidden.dtype))
+        losses, gradients = _pass(hidden, weight, bias, targets, found, mixture, share, needs)
+        # Made here and seen by nobody else, so nobody can change them; and given away once.
+        ctx.gradients = None if share is None else gradients
         return _checks.reduce(losses, reduction, counts)
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
-        hidden, weight, targets, counts = ctx.saved_tensors
-        rest = (None,) * 6
-        needs = ctx.needs_input_grad[:2]
-        if torch.is_grad_enabled() or not _checks.values_readable(upstream):
-            return (*_by_autograd(ctx, hidden, weight, targets, counts, upstream), *rest)
-        # Handed over once: autograd may keep these very tensors as the leaves' gradients.
+        hidden, weight, bias, *targets, table, scale = ctx.saved_tensors
+        targets, found = Targets(*targets), Directions(table, scale, None)
+        leaves, needs = (hidden, weight, bias), ctx.needs_input_grad[:3]
+        rest = (None,) * 8
+        if needs_formula(upstream):
+            again = by_autograd(
+                lambda: _formula(hidden, weight, bias, targets, found, ctx.mixture, ctx.reduction),
+                leaves, needs, upstream,
+            )  # fmt: skip
+            if targets.bad is None and _checks.values_readable(upstream):
+                _blame_weight(weight, again[0])
+            return *again, *rest
+        # Autograd may keep these very tensors as the leaves' gradients: a second time, form anew.
         gradients, ctx.gradients = ctx.gradients, None
         if gradients is None:
-            factor = upstream / counts.sum().clamp(min=1) if ctx.reduction == "mean" else upstream
-            factor = factor.expand(targets.shape)
+            factor = upstream
+            if ctx.reduction == "mean":
+                factor = upstream * _share(targets, ctx.reduction, upstream.dtype)
             _, gradients = _pass(
-                hidden, weight, targets, counts, ctx.found, ctx.mixture, factor, needs
-            )
-        elif float(upstream) != 1.0:
+                hidden, weight, bias, targets, found, ctx.mixture,
+                factor, needs,
+            )  # fmt: skip
+        elif upstream.is_cuda or float(upstream) != 1.0:
             for gradient in gradients:
                 if gradient is not None:
                     gradient.mul_(upstream)
-        return (*gradients, *rest)
+        # Rounded once: a half-precision gradient without its factor may be 0 or infinite.
+        return (
+            *(None if gradient is None else gradient.to(leaf.dtype)
+              for gradient, leaf in zip(gradients, leaves, strict=True)),
+            *rest,
+        )  # fmt: skip
 
 
 _chunked: Callable[..., Tensor] = _Chunked.apply  # Function.apply has no type of its own
 
 
+def _share(targets: Targets, reduction: str, dtype: torch.dtype) -> Tensor | float:
+    """Weight of each token in the scalar."""
+    if reduction == "sum":
+        return 1.0
+    if targets.counts is None:
+        return 1 / max(1, targets.safe.numel())
+    return targets.counts.sum().clamp(min=1).to(dtype).reciprocal()
+
+
 def _pass(
     hidden: Tensor,
     weight: Tensor,
-    targets: Tensor,
-    counts: Tensor,
+    bias: Tensor | None,
+    targets: Targets,
     found: Directions,
     mixture: Mixture | None,
     factor: Tensor | float | None,
-    needs: tuple[bool, ...],
-) -> tuple[Tensor, tuple[Tensor | None, Tensor | None] | None]:
-    """Losses of all tokens and, with a ``factor``, the gradients of their weighted sum."""
+    needs: Sequence[bool],
+) -> tuple[Tensor, Gradients]:
+    """Losses of all tokens and, with a ``factor``, the gradients of their sum times it.
+
+    The gradients have the dtype to compute in. Where targets were not looked at, all tokens are
+    computed, since how many count is a value too.
+    """
+    safe, counts, bad = targets
     classes = weight.shape[0]
     dtype = _checks.compute_dtype(hidden.dtype)
-    which = counts.nonzero().squeeze(1)
-    losses = torch.zeros(targets.shape, dtype=dtype, device=hidden.device)
-    step = max(1, min(which.numel(), max(_LEAST_TOKENS, _CHUNK_CELLS // classes)))
+    kept = gone = None
+    if counts is not None and bad is None:
+        kept = counts.nonzero().squeeze(1)
+    elif counts is not None and bad is not None:
+        gone = ~counts
+        if factor is not None:
+            factor = factor * (counts & ~bad)
+    if isinstance(factor, Tensor):
+        factor = factor.to(dtype).expand(safe.shape).unsqueeze(1)
+    count = safe.numel() if kept is None else kept.numel()
+    losses = torch.zeros(safe.shape, dtype=dtype, device=hidden.device)
+    step = max(1, min(count, max(_LEAST_TOKENS, _CHUNK_CELLS // classes)))
     cells = torch.empty((step, classes), dtype=dtype, device=hidden.device)
     costs = torch.empty_like(cells)
-    d_hidden = d_weight = None
-    if factor is not None and needs[0]:
-        d_hidden = torch.zeros_like(hidden)
-    if factor is not None and needs[1]:
-        # Sums of many chunks need more digits than a half-precision weight has.
-        d_weight = torch.zeros(weight.shape, dtype=dtype, device=weight.device)
-    for start in range(0, which.numel(), step):
-        here = which[start : start + step]
-        rows, z, c = hidden[here].to(dtype), cells[: len(here)], costs[: len(here)]
-        gold = targets[here].unsqueeze(1)
+    gradients: Gradients = [
+        torch.zeros(leaf.shape, dtype=dtype, device=hidden.device)
+        if leaf is not None and need and factor is not None
+        else None
+        for leaf, need in zip((hidden, weight, bias), needs, strict=True)
+    ]
+    d_hidden, d_weight, d_bias = gradients
+    for start in range(0, count, step):
+        here: Tensor | slice = slice(start, min(start + step, count))
+        if kept is not None:
+            here = kept[here]
+        gold = safe[here].unsqueeze(1)
+        rows, z, c = hidden[here].to(dtype), cells[: len(gold)], costs[: len(gold)]
+        if gone is not None:
+            rows = rows.masked_fill(gone[here].unsqueeze(1), 0)
 
         # 1 logits, and exponentials below the largest; exp2 because exp is slow at underflow
         _products(rows, weight, z)
+        if bias is not None:
+            z.add_(bias)
         gold_z = z.gather(1, gold)
         top = z.amax(1, keepdim=True)
         z.sub_(top).mul_(LOG2_E).exp2_()
@@ -160,22 +216,20 @@ def _pass(
         rest, gold_p = rest / total, gold_p / total
 
         # 2 cosines of all tokens with the target, and the mean cost of the wrong ones
-        _products(found.of(targets[here], dtype), found.table, c)
+        _products(found.of(safe[here], dtype), found.table, c)
         if found.scale is not None:
             c.mul_(found.scale.to(dtype))
         likeness = torch.bmm(z.unsqueeze(1), c.unsqueeze(2)).squeeze(2)
         emo = (rest - likeness).clamp_(min=0)
-        a = b = None
-        if mixture is None:
-            losses[here] = emo.squeeze(1)
-        else:
-            losses[here] = mix(cross_entropy, emo, rest, mixture).squeeze(1)
+        part, a, b = emo, None, None
+        if mixture is not None:
+            part = mix(cross_entropy, emo, rest, mixture)
             a, b = mixture.weights(cross_entropy, emo, rest)
-        # Such a target has a finite mean cost, but nothing could ever raise it; the caller reports.
-        losses[here] = losses[here].masked_fill((gold_z == -inf).squeeze(1), nan)
+        # Such a target has a finite mean cost, but nothing could ever raise it.
+        losses[here] = part.masked_fill(gold_z == -inf, nan).squeeze(1)
 
         # 3 gradients: p (a + b (cost - mean cost)), and the target's own cell
-        if factor is None or (d_hidden is None and d_weight is None):
+        if factor is None or not any(needs):
             continue
         # 1 - emo from its parts, which are small where the loss is near 1
         likely = gold_p + likeness
@@ -184,15 +238,18 @@ def _pass(
         z.mul_(c)
         at_gold = -gold_p * emo if a is None or b is None else -a * rest - b * gold_p * emo
         z.scatter_(1, gold, at_gold)
-        z.mul_(factor[here].unsqueeze(1).to(dtype) if isinstance(factor, Tensor) else factor)
+        z.mul_(factor[here] if isinstance(factor, Tensor) else factor)
         if d_hidden is not None:
-            d_hidden[here] = _backward_product(z, weight).to(hidden.dtype)
+            d_hidden[here] = _backward_product(z, weight)
         if d_weight is not None:
             d_weight.addmm_(z.T, rows)
-    if factor is None:
-        return losses, None
-    _blame_weight(weight, d_hidden)
-    return losses, (d_hidden, None if d_weight is None else d_weight.to(weight.dtype))
+        if d_bias is not None:
+            d_bias.add_(z.sum(0))
+    if gone is not None and bad is not None:
+        losses.masked_fill_(gone, 0).masked_fill_(bad, nan)
+    elif factor is not None:
+        _blame_weight(weight, d_hidden)
+    return losses, gradients
 
 
 def require_finite(name: str, table: Tensor, rows: Tensor | None = None) -> None:
@@ -202,8 +259,9 @@ def require_finite(name: str, table: Tensor, rows: Tensor | None = None) -> None
         wrong &= rows.unsqueeze(-1)
     if wrong.any():
         at = _refusals.first_true(wrong)
-        place = ", ".join(map(str, at))
-        raise ValueError(f"{name} must be finite, got {table[at].item()} at {name}[{place}]")
+        raise ValueError(
+            f"{name} must be finite, got {table[at].item()} at {_refusals.place(name, at)}"
+        )
 
 
 def _blame_weight(weight: Tensor, d_hidden: Tensor | None) -> None:
@@ -239,22 +297,3 @@ def _backward_product(cells: Tensor, weight: Tensor) -> Tensor:
     for part, block in _blocks(weight, cells.dtype):
         total.addmm_(cells[:, part], block)
     return total
-
-
-def _by_autograd(
-    ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, counts: Tensor, upstream: Tensor
-) -> list[Tensor | None]:
-    """Gradients by plain operations; differentiable again where gradients are recorded."""
-    again = torch.is_grad_enabled()
-    needs = ctx.needs_input_grad[:2]
-    with torch.enable_grad():
-        loss = _formula(
-            hidden, weight, targets, ctx.found, counts, torch.zeros_like(counts), ctx.mixture,
-            ctx.reduction,
-        )  # fmt: skip
-        wanted = [leaf for leaf, need in zip((hidden, weight), needs, strict=True) if need]
-        found = iter(torch.autograd.grad(loss, wanted, upstream, create_graph=again))
-    gradients = [next(found) if need else None for need in needs]
-    if _checks.values_readable(upstream):
-        _blame_weight(weight, gradients[0])
-    return gradients
