@@ -18,6 +18,7 @@ __all__ = [
     "Reduction",
     "as_index",
     "check_classes",
+    "check_floating",
     "check_indices",
     "check_labels",
     "check_logits",
@@ -107,11 +108,17 @@ def reduce(values: Tensor, reduction: str, counts: Tensor | None = None) -> Tens
     return values.mean() if values.numel() else values.sum()
 
 
+def check_floating(name: str, tensor: object) -> None:
+    """Raise unless ``tensor`` is one, of a floating-point dtype."""
+    if not isinstance(tensor, Tensor):
+        raise TypeError(f"{name} must be a torch.Tensor, got {type(tensor).__name__}")
+    if not tensor.dtype.is_floating_point:
+        raise TypeError(f"{name} must have a floating-point dtype, got {tensor.dtype}")
+
+
 def check_logits(logits: Tensor) -> None:
     """Raise unless ``logits`` is a floating-point tensor ``(..., C)`` with at least one class."""
-    _check_tensor("logits", logits)
-    if not logits.dtype.is_floating_point:
-        raise TypeError(f"logits must have a floating-point dtype, got {logits.dtype}")
+    check_floating("logits", logits)
     if logits.dim() == 0 or logits.shape[-1] == 0:
         raise ValueError(
             "logits must have shape (..., C) with at least 1 class, "

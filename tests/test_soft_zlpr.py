@@ -18,7 +18,10 @@ from lib import _checks
 from lib.soft_zlpr import (
     SoftZLPRLoss,
     _kernels,
+    _probability,
     draw_mixup,
+    fit_scale,
+    fit_scale_and_offset,
     fit_temperature,
     mixup,
     mixup_loss,
@@ -577,7 +580,8 @@ def test_smoothing_checks(smooth):
     for rate in (-0.1, 1.5, math.nan):
         with raises(ValueError, "rate must lie in [0, "):
             smooth(table, rate)
-    with raises(ValueError, "targets must lie in [0, 1], got 2.0 at targets[1, 1]"):
+    rule = "hold only 0 and 1" if smooth is smooth_spans else "lie in [0, 1]"
+    with raises(ValueError, f"targets must {rule}, got 2.0 at targets[1, 1]"):
         smooth(table + torch.diag(torch.tensor([0.0, 1, 0])), 0.1)
     with raises(TypeError, "targets must be bool or real"):
         smooth(table.to(torch.complex64), 0.1)
@@ -597,14 +601,32 @@ def test_smoothing_checks_its_mask(smooth):
             smooth(table, 0.1, mask=torch.ones(shape, dtype=torch.bool))
 
 
-def test_a_gold_span_that_does_not_count_is_refused():
-    table = torch.zeros(2, 3, 3)
-    table[1, 2, 0] = 1
-    mask = torch.ones(3, 3, dtype=torch.bool).triu()
-    with raises(
-        ValueError, "targets must be 0 where the mask is False, got 1.0 at targets[1, 2, 0]"
-    ):
-        smooth_spans(table, 0.1, mask=mask)
+@pytest.mark.parametrize("smooth", [smooth_labels, smooth_positives, smooth_spans])
+def test_smoothing_does_not_look_at_what_does_not_count(smooth):
+    torch.manual_seed(0)
+    mask = torch.ones(5, 5, dtype=torch.bool).triu()
+    clean = ((torch.rand(2, 5, 5) < 0.3) & mask).double()
+    expected = smooth(clean, 0.1, mask=mask)
+    assert (expected[..., ~mask] == 0).all()
+    for unknown in (1.0, -1.0, math.nan, INF):
+        assert torch.equal(smooth(clean.masked_fill(~mask, unknown), 0.1, mask=mask), expected)
+    with raises(ValueError, "where they count, got -1.0 at targets[1, 0, 0]"):
+        bad = clean.clone()
+        bad[1, 0, 0] = -1
+        smooth(bad, 0.1, mask=mask)
+
+
+def test_tables_of_length_0_and_none_at_all():
+    for shape in ((2, 0, 0), (0, 3, 3), (0, 0)):
+        assert smooth_spans(torch.zeros(shape), 0.1).shape == shape
+
+
+def test_spans_are_shared_in_full_precision_under_autocast():
+    gold = torch.zeros(6, 6)
+    gold[2, 3] = 1
+    expected = smooth_spans(gold, 0.3, radius=2)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(smooth_spans(gold, 0.3, radius=2), expected)
 
 
 def test_smoothing_spans_checks():
@@ -614,6 +636,13 @@ def test_smoothing_spans_checks():
         smooth_spans(torch.zeros(3, 3), 0.1, radius=0)
     with raises(ValueError, "targets must hold only 0 and 1"):
         smooth_spans(torch.full((3, 3), 0.5), 0.1)
+    for radius in (1.5, True):
+        with raises(TypeError, f"radius must be an int, got {type(radius).__name__}"):
+            smooth_spans(torch.zeros(3, 3), 0.1, radius=radius)
+    assert torch.equal(
+        smooth_spans(torch.eye(9), 0.1, radius=np.int64(2)),
+        smooth_spans(torch.eye(9), 0.1, radius=2),
+    )
     with raises(ValueError, "rate must lie in [0, 1), got 1"):
         smooth_positives(torch.zeros(3), 1)
 
@@ -666,8 +695,26 @@ def test_mixup_checks():
         mixup(hard, torch.ones(3), order)
     with raises(ValueError, "order must have one entry per sample, expected (2,), got (3,)"):
         mixup(hard, 0.5, torch.arange(3))
-    with raises(ValueError, "alpha must be above 0, got 0"):
-        draw_mixup(3, alpha=0)
+    for at, bad in ((1, -1), (0, 2)):
+        wrong = order.clone()
+        wrong[at] = bad
+        with raises(ValueError, f"order must name samples from 0 to 1, got {bad} at order[{at}]"):
+            mixup(hard, 0.5, wrong)
+    with raises(TypeError, "values must be a torch.Tensor, got list"):
+        mixup([0.0, 1.0], 0.5, order)
+    with raises(TypeError, "values must be bool or real, got torch.complex64"):
+        mixup(hard.to(torch.complex64), 0.5, order)
+    with raises(ValueError, "values must have shape (B, ...), got ()"):
+        mixup(torch.tensor(1.0), 0.5, order)
+    for alpha in (0, INF, math.nan):
+        with raises(ValueError, f"alpha must be above 0 and finite, got {alpha}"):
+            draw_mixup(3, alpha=alpha)
+    for samples in (2.0, True):
+        with raises(TypeError, f"samples must be an int, got {type(samples).__name__}"):
+            draw_mixup(samples, alpha=1.0)
+    with raises(ValueError, "samples must be at least 0, got -1"):
+        draw_mixup(-1, alpha=1.0)
+    assert draw_mixup(np.int64(3), alpha=1.0)[1].shape == (3,)
     with raises(ValueError, "reduction must be"):
         mixup_loss(logits, hard, 0.5, order, mix="losses", reduction="all")
 
@@ -688,6 +735,143 @@ def test_mixup_loss_checks_before_it_mixes(mix):
         loss(torch.zeros(3, 3))
     with raises(ValueError, "order must have one entry per sample, expected (2,), got (1,)"):
         loss(torch.zeros(2, 3), torch.tensor([1]))
+
+
+@pytest.mark.parametrize("mix", ["labels", "losses"])
+def test_mixup_does_not_look_at_what_does_not_count(mix):
+    torch.manual_seed(0)
+    logits, labels, order = torch.randn(3, 4), (torch.rand(3, 4) < 0.5).double(), torch.arange(3)
+    mask = torch.tensor([True, True, False, True])
+    order, weight = order.roll(1), torch.rand(3)
+
+    def loss(targets, mask=mask):
+        return mixup_loss(logits, targets, weight, order, mix=mix, mask=mask)
+
+    expected = loss(labels)
+    for unknown in (1.0, -1.0, math.nan):
+        assert torch.equal(loss(labels.masked_fill(~mask, unknown)), expected)
+    # Where only one of the two counts, the partner's target still does; it is named as given.
+    only = torch.ones(3, 4, dtype=torch.bool)
+    only[1, 2] = False
+    bad = labels.clone()
+    bad[1, 2] = -1
+    with raises(
+        ValueError, "targets must lie in [0, 1] where they count, got -1.0 at targets[1, 2]"
+    ):
+        loss(bad, only)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("mix", ["labels", "losses"])
+def test_half_precision_is_mixed_above_it_and_rounded_once(mix, dtype):
+    torch.manual_seed(0)
+    logits = torch.randn(6, 40).to(dtype).requires_grad_()
+    targets, weight, order = torch.rand(6, 40).to(dtype), torch.rand(6), torch.arange(6).roll(1)
+    wide = logits.detach().float().requires_grad_()
+    expected = mixup_loss(wide, targets.float(), weight, order, mix=mix)
+    found = mixup_loss(logits, targets, weight, order, mix=mix)
+    torch.testing.assert_close(found, expected, rtol=1e-6, atol=0)
+    slopes = torch.autograd.grad(found, logits)[0], torch.autograd.grad(expected, wide)[0]
+    assert torch.equal(slopes[0], slopes[1].to(dtype))
+
+
+def labels_made_soft():
+    """Each function of labels, as one of tensors, and its arguments."""
+    torch.manual_seed(0)
+    logits, soft, hard = torch.randn(4, 6), torch.rand(4, 6), torch.rand(4, 6) < 0.4
+    weight, order = torch.rand(4), torch.tensor([1, 0, 3, 2])
+    mask = torch.rand(4, 6) < 0.8
+    tables = (torch.rand(4, 5, 5) < 0.2).double()
+    both = [
+        (f"{mix} {kind}", lambda s, t, w, o, mix=mix: mixup_loss(s, t, w, o, mix=mix), inputs)
+        for mix in ("labels", "losses")
+        for kind, inputs in (
+            ("soft", (logits, soft, weight, order)),
+            ("hard", (logits, hard, weight, order)),
+        )
+    ]
+    return [
+        ("smooth", lambda t, m: smooth_labels(t, 0.1, mask=m), (hard, mask)),
+        ("positives", lambda t, m: smooth_positives(t, 0.1, mask=m), (soft, mask)),
+        ("spans", lambda t: smooth_spans(t, 0.1, radius=2), (tables,)),
+        ("mixup", mixup, (soft, weight, order)),
+        ("probability", lambda s: zlpr_probability(s, scale=1.5, offset=-0.2), (logits,)),
+        *both,
+    ]
+
+
+MADE_SOFT = {name: (function, inputs) for name, function, inputs in labels_made_soft()}
+
+
+@pytest.mark.parametrize("name", MADE_SOFT)
+def test_functions_of_labels_in_graphs_and_transforms(name):
+    function, inputs = MADE_SOFT[name]
+    expected = function(*inputs)
+    torch.compiler.reset()
+    compiled = torch.compile(function, fullgraph=True, dynamic=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(*inputs), expected)
+    stacked = torch.vmap(function)(*(torch.stack([x, x]) for x in inputs))
+    torch.testing.assert_close(stacked, torch.stack([expected, expected]))
+    assert function(*(x.to("meta") for x in inputs)).shape == expected.shape
+
+    class Module(torch.nn.Module):
+        def forward(self, *tensors):
+            return function(*tensors)
+
+    sizes = (tuple({0: torch.export.Dim("batch")} for _ in inputs),)
+    program = torch.export.export(Module(), inputs, dynamic_shapes=sizes).module()
+    longer = [torch.arange(8) if x.dtype == torch.int64 else torch.cat([x, x]) for x in inputs]
+    torch.testing.assert_close(program(*longer), function(*longer))
+
+
+def test_probabilities_of_any_size_take_two_graphs():
+    torch.compiler.reset()
+    counter = torch._dynamo.testing.CompileCounter()
+    compiled = torch.compile(zlpr_probability, fullgraph=True, dynamic=True, backend=counter)
+    for size in range(2, 14):
+        logits = torch.randn(size, 3 * size)
+        torch.testing.assert_close(
+            compiled(logits, scale=0.1 * size), zlpr_probability(logits, scale=0.1 * size)
+        )
+    assert counter.frame_count <= 2
+
+
+@pytest.mark.parametrize("name", MADE_SOFT)
+def test_functions_of_labels_beside_other_defaults(name):
+    function, inputs = MADE_SOFT[name]
+    expected = function(*inputs)
+    with torch.device("meta"):
+        assert torch.equal(function(*inputs), expected)
+    torch.set_default_dtype(torch.float64)
+    try:
+        wide = function(*inputs)
+        bare = not any(x.dtype.is_floating_point for x in inputs)
+        assert wide.dtype == (torch.float64 if bare else expected.dtype)
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+@pytest.mark.parametrize("function", [mixup, lambda v, w, o: mixup_loss(v, v, w, o, mix="losses")])
+def test_a_bad_weight_gives_nan_where_none_can_raise(function):
+    values, order = torch.rand(3, 2), torch.tensor([0, 1, 2])
+    weights = torch.tensor([[0.5, 0.5, 0.5], [0.5, 1.5, 0.5]])
+    found = torch.vmap(lambda w: function(values, w, order).sum())(weights)
+    assert found.isnan().tolist() == [False, True]
+
+
+def test_drawn_numbers_stand_on_the_default_device_and_are_those_of_the_cpu():
+    expected = draw_mixup(5, alpha=0.4, generator=torch.Generator().manual_seed(3))
+    with torch.device("meta"):
+        found = draw_mixup(5, alpha=0.4, generator=torch.Generator("cpu").manual_seed(3))
+    assert [x.device.type for x in found] == ["meta", "meta"]
+    assert [x.dtype for x in found] == [x.dtype for x in expected]
+    torch.set_default_dtype(torch.float64)
+    try:
+        wide = draw_mixup(5, alpha=0.4, generator=torch.Generator().manual_seed(3))
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert torch.equal(wide[0].float(), expected[0])
+    assert torch.equal(wide[1], expected[1])
 
 
 @pytest.mark.parametrize("dtype", [torch.bool, torch.uint8, torch.int32, torch.float32])
@@ -736,86 +920,232 @@ def test_drawn_weights_follow_the_beta_law():
 
 
 def test_probability():
-    logits = torch.tensor([-INF, -1.0, 0.0, 400.0])
-    torch.testing.assert_close(zlpr_probability(logits), torch.sigmoid(2 * logits))
-    assert torch.equal(zlpr_probability(logits, temperature=1.0), torch.sigmoid(logits))
+    logits = torch.tensor([-INF, -1.0, 0.0, 400.0, INF, math.nan])
+    torch.testing.assert_close(zlpr_probability(logits), torch.sigmoid(2 * logits), equal_nan=True)
+    torch.testing.assert_close(
+        zlpr_probability(logits, scale=1.5, offset=-0.5),
+        torch.sigmoid(1.5 * logits - 0.5),
+        equal_nan=True,
+    )
     for bad in (0.0, -1.0, INF, math.nan):
-        with raises(ValueError, "temperature must be a positive finite number"):
-            zlpr_probability(logits, temperature=bad)
+        with raises(ValueError, f"scale must be a positive finite number, got {bad}"):
+            zlpr_probability(logits, scale=bad)
+    for bad in (INF, -INF, math.nan):
+        with raises(ValueError, f"offset must be a finite number, got {bad}"):
+            zlpr_probability(logits, offset=bad)
     with raises(TypeError, "logits must have a floating-point dtype"):
         zlpr_probability(torch.zeros(2, dtype=torch.int64))
+    with raises(TypeError, "logits must be a torch.Tensor, got list"):
+        zlpr_probability([0.0])
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_probabilities_are_rounded_once(dtype):
+    logits = torch.linspace(-30, 30, 4001).to(dtype)
+    exact = torch.sigmoid(0.3 * logits.double() + 0.7)
+    assert torch.equal(zlpr_probability(logits, scale=0.3, offset=0.7), exact.float().to(dtype))
+
+
+def test_the_old_names_warn_and_give_the_same():
+    torch.manual_seed(0)
+    logits = torch.randn(40, 3)
+    labels = torch.rand(40, 3) < torch.sigmoid(logits)
+    mask = torch.rand(40, 3) < 0.9
+    with pytest.warns(FutureWarning, match="temperature is now called scale") as seen:
+        old = zlpr_probability(logits, temperature=1.3)
+    assert torch.equal(old, zlpr_probability(logits, scale=1.3))
+    with pytest.warns(FutureWarning, match="fit_temperature is now called fit_scale") as more:
+        factor = fit_temperature(logits, labels, mask=mask)
+    assert factor == fit_scale(logits, labels, mask=mask)
+    assert {warning.filename for warning in (*seen, *more)} == {__file__}  # the caller's line
+    with raises(TypeError, "scale must be given alone, got temperature, its old name, as well"):
+        zlpr_probability(logits, scale=1.0, temperature=1.3)
+
+
+def drawn(true, offset=0.0, size=3000):
+    rng = np.random.default_rng(1)
+    s = rng.normal(size=size) / true
+    return s, rng.random(size) < 1 / (1 + np.exp(-true * s - offset))
 
 
 @pytest.mark.parametrize("true", [0.03, 0.7, 2.0, 40.0])
-@pytest.mark.parametrize("scale", [1e-6, 1.0, 1e3])
-def test_fit_against_scipy(true, scale):
-    rng = np.random.default_rng(1)
-    s = rng.normal(size=3000) / true
-    p = 1 / (1 + np.exp(-true * s))
-    y = rng.random(3000) < p
+@pytest.mark.parametrize("size", [1e-6, 1.0, 1e3, 1e200])
+def test_fit_against_scipy(true, size):
+    s, y = drawn(true)
 
     def risk(log_t):
         z = math.exp(log_t) * s
         return float(np.logaddexp(0, z).sum() - z[y].sum())
 
     best = optimize.minimize_scalar(risk, bounds=(-8, 8), method="bounded", options={"xatol": 1e-9})
-    found = fit_temperature(torch.tensor(s * scale), torch.tensor(y))
-    assert abs(found * scale / math.exp(best.x) - 1) < 1e-6
-    z = found * scale * s
-    assert abs(np.sum(s * (1 / (1 + np.exp(-z)) - y))) < 1e-9 * np.abs(s).sum()
+    found = fit_scale(torch.tensor(s * size), torch.tensor(y))
+    assert abs(found * size / math.exp(best.x) - 1) < 1e-6
+    z = found * size * s
+    assert abs(np.sum(s * (1 / (1 + np.exp(-z)) - y))) < 1e-12 * np.abs(s).sum()
+
+
+@pytest.mark.parametrize("true", [0.03, 0.7, 40.0])
+@pytest.mark.parametrize("offset", [-4.0, 0.0, 1.0])
+@pytest.mark.parametrize(("size", "shift"), [(1.0, 0.0), (1e-6, 0.0), (1e3, 50.0), (1e200, 0.0)])
+def test_fit_of_both_against_scipy(true, offset, size, shift):
+    s, y = drawn(true, offset)
+
+    def risk(pair):
+        z = pair[0] * true * s + pair[1]
+        return float(np.logaddexp(0, z).sum() - z[y].sum())
+
+    best = optimize.minimize(risk, (1.0, 0.0), method="Nelder-Mead", tol=1e-10).x
+    scale, found = fit_scale_and_offset(torch.tensor(s * size + shift), torch.tensor(y))
+    assert abs(scale * size / true - best[0]) < 1e-4
+    assert abs(found + scale * shift - best[1]) < 1e-4
+    residual = 1 / (1 + np.exp(-scale * (s * size + shift) - found)) - y
+    assert abs(residual.sum()) < 1e-9
+    assert abs((residual * s).sum()) < 1e-9 * np.abs(s).sum()
+
+
+def test_fit_to_the_last_digits():
+    """One of fifty is on the wrong side by a hair; the others are as sure as that makes them."""
+    s, y = torch.tensor([1.0] * 50 + [-1e-30], dtype=torch.float64), torch.ones(51)
+    assert abs(fit_scale(s, y) - math.log(100 / 1e-30)) < 1e-14 * math.log(100 / 1e-30)
+    # Two positives and one negative at each of two scores: log-odds log 2 and -log 2, exactly.
+    for low, high in ((-1.0, 1.0), (3.0, 5.0), (0.1, 0.3), (-1e-8, 7.0)):
+        s = torch.tensor([low] * 3 + [high] * 3, dtype=torch.float64)
+        scale, offset = fit_scale_and_offset(s, torch.tensor([0, 0, 1, 1, 1, 0]))
+        assert abs(scale * (high - low) / (2 * math.log(2)) - 1) < 1e-14
+        assert abs(offset + scale * (low + high) / 2) < 1e-14 * max(1, scale * abs(high))
+
+
+def test_fit_looks_at_the_cells_a_few_times(monkeypatch):
+    looks = []
+    cells = _probability._cells
+    monkeypatch.setattr(_probability, "_cells", lambda z, t: looks.append(1) or cells(z, t))
+    for true in (0.03, 0.7, 40.0):
+        s, y = (torch.tensor(x) for x in drawn(true, 1.0))
+        for fit, most in ((fit_scale, 15), (fit_scale_and_offset, 60)):
+            looks.clear()
+            fit(s, y)
+            assert len(looks) <= most
+
+
+@pytest.mark.parametrize("fit", [fit_scale, fit_scale_and_offset])
+def test_a_fit_that_did_not_end_is_no_result(fit, monkeypatch):
+    monkeypatch.setattr(_probability, "_STEPS", 2)
+    with raises(RuntimeError, "the search for the best fit must end, got no end in 2 steps"):
+        fit(*(torch.tensor(x) for x in drawn(0.7)))
+
+
+def test_a_fit_beyond_float64_is_no_result():
+    s = 1e-310 * torch.tensor([-1, -1, -1, 1, 1, 1], dtype=torch.float64)
+    y = torch.tensor([0, 0, 1, 1, 1, 0])
+    for fit in (fit_scale, fit_scale_and_offset):
+        with raises(ValueError, "logits must be of a size that float64 can scale, got a fit of"):
+            fit(s, y)
 
 
 def test_fit_recovers_the_factor_of_given_degrees():
     torch.manual_seed(0)
     logits = torch.randn(7, 9, dtype=torch.float64)
-    assert abs(fit_temperature(logits, torch.sigmoid(1.7 * logits)) - 1.7) < 1e-12
+    assert abs(fit_scale(logits, torch.sigmoid(1.7 * logits)) - 1.7) < 1e-14
+    found = fit_scale_and_offset(logits, torch.sigmoid(1.7 * logits - 0.6))
+    assert abs(found[0] - 1.7) < 1e-14
+    assert abs(found[1] + 0.6) < 1e-14
 
 
-def test_fit_leaves_out_what_does_not_count():
+@pytest.mark.parametrize("fit", [fit_scale, fit_scale_and_offset])
+def test_fit_leaves_out_what_does_not_count(fit):
     torch.manual_seed(0)
     logits = torch.randn(50, dtype=torch.float64)
-    labels = torch.rand(50) < torch.sigmoid(1.5 * logits)
-    expected = fit_temperature(logits, labels)
-    more = torch.cat([logits, torch.tensor([-INF, math.nan], dtype=torch.float64)])
-    mask = torch.arange(52) < 51
-    longer = torch.cat([labels, torch.tensor([False, False])])
-    assert fit_temperature(more, longer, mask=mask) == expected
+    labels = (torch.rand(50) < torch.sigmoid(1.5 * logits)).double()
+    expected = fit(logits, labels)
+    more = torch.cat([logits, torch.tensor([-INF, math.nan, 1.0, INF], dtype=torch.float64)])
+    mask = torch.arange(54) < 51
+    longer = torch.cat([labels, torch.tensor([0.0, -1.0, math.nan, 1.0])])
+    assert fit(more, longer, mask=mask) == expected
 
 
 def test_fit_says_when_there_is_none():
     s = torch.tensor([1.0, -1.0, 2.0])
-    with raises(ValueError, "the sign of the logits separates the targets: every larger"):
-        fit_temperature(s, torch.tensor([1, 0, 1]))
-    with raises(ValueError, "the logits point the wrong way: every smaller temperature"):
-        fit_temperature(s, torch.tensor([0, 1, 0]))
-    with raises(ValueError, "no counting logit is different from 0"):
-        fit_temperature(torch.zeros(3), torch.tensor([1, 0, 1]))
-    with raises(ValueError, "no counting logit is different from 0"):
-        fit_temperature(s, torch.zeros(3), mask=torch.zeros(3, dtype=torch.bool))
+    with raises(ValueError, "targets must not be separated by the sign of the logits, got every"):
+        fit_scale(s, torch.tensor([1, 0, 1]))
+    with raises(ValueError, "logits must rise with the targets, got scores that point the wrong"):
+        fit_scale(s, torch.tensor([0, 1, 0]))
+    with raises(ValueError, "logits must differ from 0 somewhere to be scaled"):
+        fit_scale(torch.zeros(3), torch.tensor([1, 0, 1]))
+    with raises(ValueError, "logits must differ from 0 somewhere to be scaled"):
+        fit_scale(s, torch.zeros(3), mask=torch.zeros(3, dtype=torch.bool))
 
 
-def test_fit_refuses_what_the_loss_refuses():
-    s = torch.tensor([-INF, 1.0, 1.0, 1.0, -1.0])
-    good = torch.tensor([0, 1, 1, 0, 0])
-    assert abs(fit_temperature(s, good) - math.log(3)) < 1e-12
-    mask = torch.tensor([True, True, True, True, False])
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        ([0, 0, 1, 1], "targets must not be separated by a threshold of the logits"),
+        ([0, 1, 1, 1], "targets must not be separated by a threshold of the logits"),
+        ([0, 0.5, 1, 1], "targets must not be separated by a threshold of the logits"),
+        ([1, 1, 0, 0], "logits must rise with the targets, got scores that point the wrong way"),
+        ([1, 0, 1, 0], "logits must rise with the targets, got scores that point the wrong way"),
+        ([0.5, 0.5, 0.5, 0.5], "logits must rise with the targets, got scores that point"),
+        ([1, 1, 1, 1], "targets must not all be 1 where they count"),
+        ([0, 0, 0, 0], "targets must not all be 0 where they count"),
+    ],
+)
+def test_fit_of_both_says_when_there_is_none(labels, message):
+    s, y = torch.tensor([1.0, 2.0, 3.0, 4.0]), torch.tensor(labels)
+    with raises(ValueError, message):
+        fit_scale_and_offset(s, y)
+    for same in (torch.ones(4), s.new_zeros(4)):
+        with raises(ValueError, "logits must differ to be scaled and shifted, got the same"):
+            fit_scale_and_offset(same, y)
+    with raises(ValueError, "logits must differ to be scaled and shifted, got the same"):
+        fit_scale_and_offset(s, y, mask=torch.zeros(4, dtype=torch.bool))
+
+
+@given(
+    st.lists(
+        st.tuples(st.integers(-3, 3), st.sampled_from([0.0, 0.25, 1.0])), min_size=1, max_size=6
+    )
+)
+@settings(deadline=None, max_examples=200, derandomize=True)
+def test_a_fit_of_both_is_found_exactly_where_there_is_one(pairs):
+    """By the other statement: no line that rises separates, and the covariance is positive."""
+    s, t = (torch.tensor(x, dtype=torch.float64) for x in zip(*pairs, strict=True))
+    covariance = float((s * t).mean() - s.mean() * t.mean())
+    positive = [v for v, d in pairs if d > 0]
+    negative = [v for v, d in pairs if d < 1]
+    apart = any(
+        all(v >= cut for v in positive) and all(v <= cut for v in negative) for cut in range(-3, 4)
+    )
+    if covariance > 1e-12 and not apart:
+        scale, offset = fit_scale_and_offset(s, t)
+        assert scale > 0
+        r = zlpr_probability(s, scale=scale, offset=offset) - t
+        assert abs(float(r.sum())) + abs(float((r * s).sum())) < 1e-12
+    else:
+        with pytest.raises(ValueError, match=r"(logits|targets) must"):
+            fit_scale_and_offset(s, t)
+
+
+@pytest.mark.parametrize("fit", [fit_scale, fit_scale_and_offset])
+def test_fit_refuses_what_the_loss_refuses(fit):
+    s = torch.tensor([-INF, 1.0, 1.0, 1.0, -1.0, -1.0])
+    good = torch.tensor([0, 1, 1, 0, 0, 1])
     odd = s.clone()
     odd[4] = math.nan
     high = s.clone()
     high[2] = INF
     label, rule = "a target above 0 must", "targets must lie in [0, 1], got"
-    for logits, targets, keep, message in (
-        (s, torch.tensor([1, 1, 1, 0, 0]), None, f"{label} have a finite logit, got targets[0]"),
-        (s, torch.tensor([math.nan, 1, 1, 0, 0]), None, f"{rule} nan at targets[0]"),
-        (s, torch.tensor([0, 1, 1.5, 0, 0]), None, f"{rule} 1.5 at targets[2]"),
-        (odd, good, None, "logits must be finite or -inf where they count, got nan at logits[4]"),
-        (high, good, None, "logits must be finite or -inf where they count, got inf at logits[2]"),
-    ):  # fmt: skip
+    first, third = good.double(), good.double()
+    first[0], third[2] = math.nan, 1.5
+    for logits, targets, message in (
+        (s, torch.tensor([1, 1, 1, 0, 0, 1]), f"{label} have a finite logit, got targets[0]"),
+        (s, first, f"{rule} nan at targets[0]"),
+        (s, third, f"{rule} 1.5 at targets[2]"),
+        (odd, good, "logits must be finite or -inf where they count, got nan at logits[4]"),
+        (high, good, "logits must be finite or -inf where they count, got inf at logits[2]"),
+    ):
         with raises(ValueError, message):
-            fit_temperature(logits, targets, mask=keep)
+            fit(logits, targets)
         with raises(ValueError, message):
-            soft_zlpr_loss(logits, targets, mask=keep)
-    fit_temperature(odd, good, mask=mask)
+            soft_zlpr_loss(logits, targets)
 
 
 def test_import_needs_nothing_beyond_torch():

@@ -4,9 +4,9 @@ Targets are numbers in [0, 1]. What they mean decides how to use the loss:
 
 * *given degrees*, from a teacher, from smoothing: :func:`soft_zlpr_loss`, and
   :func:`zlpr_probability` with its factor 2;
-* *a lottery over hard labels*, as in mixup: mix the losses, not the labels, and fit the factor on
-  held-out data with :func:`fit_temperature`. The loss is concave in the targets, so the two are
-  different problems.
+* *a lottery over hard labels*, as in mixup: mix the losses, not the labels, and fit a scale,
+  or a scale and an offset, on held-out data with :func:`fit_scale` or :func:`fit_scale_and_offset`.
+  The loss is concave in the targets, so the two are different problems.
 
 No target is clipped and no logarithm of a target enters the result: targets multiply exponentials.
 """
@@ -23,11 +23,18 @@ from lib.soft_zlpr._labels import (
     smooth_spans,
 )
 from lib.soft_zlpr._loss import soft_zlpr_loss
-from lib.soft_zlpr._probability import fit_temperature, zlpr_probability
+from lib.soft_zlpr._probability import (
+    fit_scale,
+    fit_scale_and_offset,
+    fit_temperature,
+    zlpr_probability,
+)
 
 __all__ = [
     "SoftZLPRLoss",
     "draw_mixup",
+    "fit_scale",
+    "fit_scale_and_offset",
     "fit_temperature",
     "mixup",
     "mixup_loss",

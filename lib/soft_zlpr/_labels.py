@@ -1,6 +1,6 @@
 """Make labels soft: smoothing in three ways, and mixup of labels or of losses."""
 
-from math import nan
+from math import inf, nan
 from typing import Literal
 
 import torch
@@ -35,12 +35,24 @@ def smooth_labels(targets: Tensor, rate: float, *, mask: Tensor | None = None) -
     rate
         :math:`\eta` in [0, 1/2].
     mask
-        Bool, broadcastable to the targets; False gives 0, which cells that do not count must have.
+        Bool, broadcastable to the targets; what is False is not looked at and becomes 0.
 
     Returns
     -------
     Tensor
         Shape of the targets; their dtype if that is floating, else the default dtype.
+
+    Raises
+    ------
+    TypeError
+        An argument is no tensor or has a dtype of the wrong kind.
+    ValueError
+        ``rate`` is out of range; the mask does not fit; a target that counts is NaN or outside
+        [0, 1]. Where no Python error can depend on a value, that target becomes NaN instead.
+
+    Notes
+    -----
+    Source: Szegedy et al. 2016, for each label by itself.
 
     Examples
     --------
@@ -48,13 +60,12 @@ def smooth_labels(targets: Tensor, rate: float, *, mask: Tensor | None = None) -
     >>> smooth_labels(torch.tensor([1, 0, 0]), 0.1, mask=torch.tensor([True, True, False])).tolist()
     [0.8999999761581421, 0.10000000149011612, 0.0]
     """
-    labels = _labels(targets, rate, 0.5)
-    mask = _checks.check_mask(mask, labels, of="targets")
+    labels, mask = _labels(targets, mask, rate, 0.5)
     soft = torch.lerp(labels, 1 - labels, rate)
     return soft if mask is None else soft.masked_fill(~mask, 0)
 
 
-def smooth_positives(targets: Tensor, rate: float) -> Tensor:
+def smooth_positives(targets: Tensor, rate: float, *, mask: Tensor | None = None) -> Tensor:
     r"""Lower the positives and leave the negatives at 0: :math:`t = (1-\eta)\,y`.
 
     Equations: :eq:`eq:smoothing-positives`
@@ -65,10 +76,17 @@ def smooth_positives(targets: Tensor, rate: float) -> Tensor:
         Labels, any shape, bool or real, in [0, 1].
     rate
         :math:`\eta` in [0, 1).
+    mask
+        As in :func:`smooth_labels`.
 
     Returns
     -------
     Tensor
+        As :func:`smooth_labels`.
+
+    Raises
+    ------
+    TypeError, ValueError
         As :func:`smooth_labels`.
 
     Examples
@@ -77,7 +95,7 @@ def smooth_positives(targets: Tensor, rate: float) -> Tensor:
     >>> smooth_positives(torch.tensor([1, 0, 0]), 0.25).tolist()
     [0.75, 0.0, 0.0]
     """
-    return _labels(targets, rate, 1.0, closed=False) * (1 - rate)
+    return _labels(targets, mask, rate, 1.0, closed=False)[0] * (1 - rate)
 
 
 def smooth_spans(
@@ -99,15 +117,27 @@ def smooth_spans(
     rate
         :math:`\eta` in [0, 1/2].
     radius
-        At least 1.
+        An integer, at least 1.
     mask
-        Bool, broadcastable to the targets; True counts, for instance ``i <= j``. Targets must be
-        0 where it is False.
+        Bool, broadcastable to the targets; True counts, for instance ``i <= j``. What is False is
+        not looked at, becomes 0 and gives nothing to its neighbours.
 
     Returns
     -------
     Tensor
         Shape ``(..., L, L)``; dtype as in :func:`smooth_labels`.
+
+    Raises
+    ------
+    TypeError
+        As :func:`smooth_labels`; ``radius`` is no integer.
+    ValueError
+        As :func:`smooth_labels`; the tables are not square; ``radius`` is below 1; a target that
+        counts is not 0 or 1.
+
+    Notes
+    -----
+    Source: in the spirit of boundary smoothing (Zhu and Li 2022), which does this to a softmax.
 
     Examples
     --------
@@ -118,46 +148,30 @@ def smooth_spans(
     tensor([[0.0833, 0.7500, 0.0833],
             [0.0000, 0.0833, 0.0000],
             [0.0000, 0.0000, 0.0000]])
-
-    Notes
-    -----
-    In the spirit of boundary smoothing (Zhu and Li 2022), which does this to a softmax.
     """
-    labels = _labels(targets, rate, 0.5)
-    if labels.dim() < 2 or labels.shape[-1] != labels.shape[-2]:
-        raise ValueError(f"targets must have shape (..., L, L), got {tuple(labels.shape)}")
+    radius = _checks.as_index("radius", radius)
     if radius < 1:
         raise ValueError(f"radius must be at least 1, got {radius}")
-    free = labels == 0
-    if bool((~free & (labels != 1)).any()):
-        raise ValueError("targets must hold only 0 and 1 to be shared among spans")
-    mask = _checks.check_mask(mask, labels, of="targets")
-    if mask is not None:
-        # Such a cell would give to others a part of what it must not have itself.
-        clash = ~free & ~mask
-        if bool(clash.any()):
-            at = _refusals.first_true(clash)
-            raise ValueError(
-                f"targets must be 0 where the mask is False, got {labels[at].item()} "
-                f"at targets{list(at)}"
-            )
-        free = free & mask
-    steps = torch.arange(-radius, radius + 1, device=labels.device).abs()
-    near = (steps[:, None] + steps[None, :] <= radius).to(labels.dtype)
-    neighbours = _spread(free.to(labels.dtype), near)
+    labels, mask = _labels(targets, mask, rate, 0.5, hard=True)
+    if labels.dim() < 2 or labels.shape[-1] != labels.shape[-2]:
+        raise ValueError(f"targets must have shape (..., L, L), got {tuple(labels.shape)}")
+    free = labels == 0 if mask is None else (labels == 0) & mask
+    neighbours = _spread(free.to(labels.dtype), radius)
     parts = torch.where(neighbours > 0, rate * labels / neighbours.clamp(min=1), 0)
     kept = labels - rate * labels * (neighbours > 0)
-    given = _spread(parts, near).clamp(max=1 - rate)
-    return torch.where(free, given, kept)
+    return torch.where(free, _spread(parts, radius).clamp(max=1 - rate), kept)
 
 
-def _spread(tables: Tensor, near: Tensor) -> Tensor:
-    """For each cell, the sum over its neighbours; nothing beyond the edge."""
-    size, width = tables.shape[-1], near.shape[-1]
-    flat = tables.reshape(-1, 1, size, size)
-    return torch.nn.functional.conv2d(flat, near.view(1, 1, width, width), padding="same").reshape(
-        tables.shape
-    )
+def _spread(tables: Tensor, radius: int) -> Tensor:
+    """For each cell, the sum over the cells within ``radius`` steps; nothing beyond the edge."""
+    length = tables.shape[-1]
+    wide = torch.nn.functional.pad(tables, (radius,) * 4)
+    total = torch.zeros_like(tables)
+    for down in range(-radius, radius + 1):
+        rows = wide.narrow(-2, radius + down, length)
+        for right in range(abs(down) - radius, radius - abs(down) + 1):
+            total = total + rows.narrow(-1, radius + right, length)
+    return total
 
 
 def draw_mixup(
@@ -172,9 +186,9 @@ def draw_mixup(
     Parameters
     ----------
     samples
-        Number of samples.
+        Number of samples, an integer.
     alpha
-        Above 0. Small values give weights near 0 and 1; 1 gives uniform ones.
+        Above 0 and finite. Small values give weights near 0 and 1; 1 gives uniform ones.
     generator
         Where the random numbers come from; on the CPU.
     dtype
@@ -183,7 +197,19 @@ def draw_mixup(
     Returns
     -------
     weight, order
-        Shapes ``(samples,)``: weights in [0, 1], and a permutation, int64.
+        Shapes ``(samples,)``: weights in [0, 1], and a permutation, int64. They are drawn on the
+        CPU, so the numbers are the same everywhere, and are on the default device.
+
+    Raises
+    ------
+    TypeError
+        ``samples`` is no integer.
+    ValueError
+        ``samples`` is below 0; ``alpha`` is not above 0 and finite.
+
+    Notes
+    -----
+    Source: Zhang et al. 2018, who draw one weight for a batch.
 
     Examples
     --------
@@ -192,17 +218,21 @@ def draw_mixup(
     >>> weight.shape, sorted(order.tolist())
     (torch.Size([4]), [0, 1, 2, 3])
     """
-    if not alpha > 0:
-        raise ValueError(f"alpha must be above 0, got {alpha}")
+    samples = _checks.as_index("samples", samples)
+    if samples < 0:
+        raise ValueError(f"samples must be at least 0, got {samples}")
+    if not 0 < alpha < inf:
+        raise ValueError(f"alpha must be above 0 and finite, got {alpha}")
     # In float64 and by gamma variables, as torch.distributions does, which takes no generator.
-    shape = torch.full((2, samples), float(alpha), dtype=torch.float64)
+    shape = torch.full((2, samples), float(alpha), dtype=torch.float64, device="cpu")
     own, other = torch._standard_gamma(shape, generator=generator)
     whole = own + other
     # Both may underflow for a tiny alpha; then one of the two takes all.
-    coin = (torch.rand(samples, generator=generator) < 0.5).to(torch.float64)
-    weight = torch.where(whole > 0, own / whole, coin)
-    order = torch.randperm(samples, generator=generator)
-    return weight.to(dtype or torch.get_default_dtype()), order
+    coin = torch.rand(samples, generator=generator, dtype=torch.float32, device="cpu") < 0.5
+    weight = torch.where(whole > 0, own / whole, coin.to(torch.float64))
+    order = torch.randperm(samples, generator=generator, device="cpu")
+    device = torch.get_default_device()
+    return weight.to(device, dtype or torch.get_default_dtype()), order.to(device)
 
 
 def mixup(values: Tensor, weight: Tensor | float, order: Tensor) -> Tensor:
@@ -224,12 +254,27 @@ def mixup(values: Tensor, weight: Tensor | float, order: Tensor) -> Tensor:
     Tensor
         Shape ``(B, ...)``. Where both agree, exactly that value.
 
+    Raises
+    ------
+    TypeError
+        An argument has the wrong type or a dtype of the wrong kind.
+    ValueError
+        Shapes disagree; a weight is NaN or outside [0, 1], which gives NaN where no Python error
+        can depend on a value; ``order`` names a sample that is not there.
+
+    Notes
+    -----
+    Source: Zhang et al. 2018.
+
     Examples
     --------
     >>> import torch
     >>> mixup(torch.tensor([[1, 0], [1, 1]]), 0.25, torch.tensor([1, 0])).tolist()
     [[1.0, 0.75], [1.0, 0.25]]
     """
+    _checks.check_labels("values", values, values)
+    if values.dim() == 0:
+        raise ValueError("values must have shape (B, ...), got ()")
     floating = values if values.dtype.is_floating_point else values.to(torch.get_default_dtype())
     _check_order(order, floating)
     return torch.lerp(floating[order], floating, _along(weight, floating))
@@ -264,12 +309,26 @@ def mixup_loss(
     mix
         Which of the two.
     mask, reduction
-        As in :func:`soft_zlpr_loss`. Both partners' targets must be 0 where nothing counts.
+        As in :func:`soft_zlpr_loss`. A cell that counts does so for both partners.
 
     Returns
     -------
     Tensor
         As :func:`soft_zlpr_loss`.
+
+    Raises
+    ------
+    TypeError
+        As :func:`soft_zlpr_loss` and :func:`mixup`.
+    ValueError
+        As :func:`soft_zlpr_loss` and :func:`mixup`; ``mix`` is unknown.
+
+    Notes
+    -----
+    Bad values as in :func:`soft_zlpr_loss`: those of either partner count, also where their mean
+    would be in range.
+
+    Source: Zhang et al. 2018 for the mixed labels; mixed losses are ours.
 
     Examples
     --------
@@ -283,25 +342,28 @@ def mixup_loss(
         raise ValueError(f"mix must be 'labels' or 'losses', got {mix!r}")
     _checks.check_logits(logits)
     _checks.check_labels("targets", targets, logits)
-    _check_order(order, targets)
+    mask = _checks.check_mask(mask, logits)
     _checks.check_reduction(reduction)
+    _check_order(order, targets)
+    # What both losses, or both labels, are made of goes up from half precision once.
+    if mix == "losses":
+        logits = logits.to(_checks.compute_dtype(logits.dtype))
+    elif targets.dtype.is_floating_point:
+        targets = targets.to(_checks.compute_dtype(targets.dtype))
+    else:
+        targets = targets.to(_checks.compute_dtype(logits.dtype))
+    own = _good(targets, mask)
+    other = _good(targets[order], mask, order)
     if mix == "labels":
-        # Before mixing, as a mean of two values out of range may lie in it.
-        bad = _out_of_range(targets)
-        if not targets.dtype.is_floating_point:
-            targets = targets.to(_checks.compute_dtype(logits.dtype))
-        if _checks.values_readable(logits, targets, mask):
-            _refuse_out_of_range(targets, bad)
-        else:
-            targets = targets.masked_fill(bad, nan)  # which makes the loss NaN, as elsewhere
-        return soft_zlpr_loss(logits, mixup(targets, weight, order), mask=mask, reduction=reduction)
-    own = soft_zlpr_loss(logits, targets, mask=mask, reduction="none")
-    other = soft_zlpr_loss(logits, targets[order], mask=mask, reduction="none")
+        mixed = torch.lerp(other, own, _along(weight, own))
+        return soft_zlpr_loss(logits, mixed, mask=mask, reduction=reduction)
+    own = soft_zlpr_loss(logits, own, mask=mask, reduction="none")
+    other = soft_zlpr_loss(logits, other, mask=mask, reduction="none")
     return _checks.reduce(torch.lerp(other, own, _along(weight, own)), reduction)
 
 
 def _check_order(order: Tensor, values: Tensor) -> None:
-    """Raise unless ``order`` is int64 with one entry per sample of ``values``.
+    """Raise unless ``order`` is int64 and names a sample for each sample of ``values``.
 
     Other dtypes are not merely unusual: to index with bool or uint8 is to select by a mask.
     """
@@ -313,6 +375,14 @@ def _check_order(order: Tensor, values: Tensor) -> None:
             f"order must have one entry per sample, expected {tuple(values.shape[:1])}, "
             f"got {tuple(order.shape)}"
         )
+    if _checks.values_readable(order):
+        bad = (order < 0) | (order >= order.shape[0])
+        if bool(bad.any()):
+            at = _refusals.first_true(bad)
+            raise ValueError(
+                f"order must name samples from 0 to {order.shape[0] - 1}, got {int(order[at])} "
+                f"at {_refusals.place('order', at)}"
+            )
 
 
 def _along(weight: Tensor | float, values: Tensor) -> Tensor:
@@ -323,32 +393,62 @@ def _along(weight: Tensor | float, values: Tensor) -> Tensor:
             f"weight must be a number or have one entry per sample, expected "
             f"{tuple(values.shape[:1])}, got {tuple(weights.shape)}"
         )
-    if bool((~((weights >= 0) & (weights <= 1))).any()):
+    bad = _out_of_range(weights)
+    if not _checks.values_readable(weights):
+        weights = weights.masked_fill(bad, nan)
+    elif bool(bad.any()):
         raise ValueError(f"weight must lie in [0, 1], got {weights.tolist()}")
     return weights.reshape(-1, *[1] * (values.dim() - 1)) if weights.dim() else weights
 
 
-def _labels(targets: Tensor, rate: float, most: float, *, closed: bool = True) -> Tensor:
-    """Labels as floating-point numbers, after the checks that all kinds of smoothing share."""
+def _labels(
+    targets: Tensor,
+    mask: Tensor | None,
+    rate: float,
+    most: float,
+    *,
+    closed: bool = True,
+    hard: bool = False,
+) -> tuple[Tensor, Tensor | None]:
+    """Labels as floating-point numbers, and the mask, after the checks that all smoothing shares.
+
+    ``most`` is the largest rate, if ``closed``; ``hard`` asks for labels of 0 and 1.
+    """
     if not 0 <= rate <= most or (rate == most and not closed):
         end = "]" if closed else ")"
         raise ValueError(f"rate must lie in [0, {most:g}{end}, got {rate}")
-    if targets.dtype.is_complex:
-        raise TypeError(f"targets must be bool or real, got {targets.dtype}")
+    _checks.check_labels("targets", targets, targets)
+    mask = _checks.check_mask(mask, targets, of="targets")
     labels = targets if targets.dtype.is_floating_point else targets.to(torch.get_default_dtype())
-    _refuse_out_of_range(labels, _out_of_range(labels))
+    return _good(labels, mask, hard=hard), mask
+
+
+def _good(
+    labels: Tensor, mask: Tensor | None, order: Tensor | None = None, *, hard: bool = False
+) -> Tensor:
+    """Labels, 0 where they do not count; raise for one that is out of range, or make it NaN.
+
+    ``order`` says which samples they are; ``hard`` asks for labels of 0 and 1.
+    """
+    if mask is not None:
+        labels = labels.masked_fill(~mask, 0)
+    bad = (labels != 0) & (labels != 1) if hard else _out_of_range(labels)
+    if not _checks.values_readable(labels, mask, order):
+        # Integers have no NaN; the loss that they go to makes it.
+        return labels.masked_fill(bad, nan) if labels.dtype.is_floating_point else labels
+    if bool(bad.any()):
+        at = _refusals.first_true(bad)
+        value = labels[at].item()
+        if order is not None:
+            at = (int(order[at[0]]), *at[1:])
+        rule = "hold only 0 and 1" if hard else "lie in [0, 1]"
+        where = "" if mask is None else " where they count"
+        raise ValueError(
+            f"targets must {rule}{where}, got {value} at {_refusals.place('targets', at)}"
+        )
     return labels
 
 
 def _out_of_range(labels: Tensor) -> Tensor:
-    """Where a label is below 0, above 1, or NaN."""
+    """Where a number is below 0, above 1, or NaN."""
     return ~((labels >= 0) & (labels <= 1))
-
-
-def _refuse_out_of_range(labels: Tensor, bad: Tensor) -> None:
-    """Raise for the first bad label, if there is one."""
-    if bool(bad.any()):
-        at = _refusals.first_true(bad)
-        raise ValueError(
-            f"targets must lie in [0, 1], got {labels[at].item()} at targets{list(at)}"
-        )

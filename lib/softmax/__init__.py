@@ -26,7 +26,6 @@ from torch.utils.checkpoint import checkpoint
 
 from lib import _checks, _refusals
 from lib.softmax._arguments import (
-    check_floating,
     check_scores,
     checked_gamma,
     checked_subset_size,
@@ -397,7 +396,7 @@ def smooth_f1(
     >>> f"{smooth_f1(probabilities, torch.tensor([1, 0, 1, 1])):.4f}"
     '0.6000'
     """
-    check_floating("probabilities", probabilities)
+    _checks.check_floating("probabilities", probabilities)
     _checks.check_labels("targets", targets, probabilities, "probabilities")
     mask = _checks.check_mask(mask, probabilities, "probabilities")
     if dim is not None:
@@ -459,7 +458,7 @@ def log1mexp(u: Tensor) -> Tensor:
     >>> print(log1mexp(torch.tensor([-1e-20, -100.0], dtype=torch.float64)))
     tensor([-4.6052e+01, -3.7201e-44], dtype=torch.float64)
     """
-    check_floating("u", u)
+    _checks.check_floating("u", u)
     if _checks.values_readable(u) and bool((bad := ~(u <= 0)).any()):
         place = _refusals.first_true(bad)
         raise ValueError(f"u must be at most 0, got {u[place].item():g} at u{index_of(place)}")

@@ -7,7 +7,6 @@ from torch import Tensor
 from lib import _checks, _refusals
 
 __all__ = [
-    "check_floating",
     "check_scores",
     "checked_gamma",
     "checked_subset_size",
@@ -18,17 +17,9 @@ __all__ = [
 _LARGEST_GAMMA = 1e30  # beyond it, or below its inverse, single precision has no room
 
 
-def check_floating(name: str, tensor: object) -> None:
-    """Raise unless ``tensor`` is one, of a floating-point dtype."""
-    if not isinstance(tensor, Tensor):
-        raise TypeError(f"{name} must be a torch.Tensor, got {type(tensor).__name__}")
-    if not tensor.dtype.is_floating_point:
-        raise TypeError(f"{name} must have a floating-point dtype, got {tensor.dtype}")
-
-
 def check_scores(name: str, scores: object, dim: object) -> tuple[int, int]:
     """Raise unless there is a score along ``dim``; return ``dim`` as an int, and how many."""
-    check_floating(name, scores)
+    _checks.check_floating(name, scores)
     assert isinstance(scores, Tensor)  # for the type checker
     dim = _checks.as_index("dim", dim)
     if not -scores.dim() <= dim < scores.dim():

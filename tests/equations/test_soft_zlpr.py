@@ -18,7 +18,8 @@ from hypothesis import strategies as st
 from scipy import optimize, special
 
 from lib.soft_zlpr import (
-    fit_temperature,
+    fit_scale,
+    fit_scale_and_offset,
     mixup_loss,
     smooth_labels,
     smooth_positives,
@@ -788,7 +789,7 @@ def fit_slope(s, t, factor):
 def test_fit(form, check, s, random):
     s = [*s, 1.0, -2.0]
     t = [sigma(1.3 * v) * 0.8 + 0.2 * random.random() for v in s]
-    factor = fit_temperature(tensor(s), tensor(t))
+    factor = fit_scale(tensor(s), tensor(t))
     check.equal(form(s, t, factor), 0.0, tol=1e-9)
     risk = lambda g: bce([g * v for v in s], t)  # noqa: E731 - two uses below
     check.equal(form(s, t, 0.7), (risk(0.7 + 1e-6) - risk(0.7 - 1e-6)) / 2e-6, tol=1e-5)
@@ -849,6 +850,99 @@ def _far_slope(s, y):
             mp.mpf(v) * (1 / (1 + mp.exp(-far * v)) - d) for v, d in zip(s, y, strict=True)
         )
         return slope > mp.mpf(10) ** -20
+
+
+def fit_both_sums(s, t, scale, offset):
+    first = second = 0.0
+    for v, d in zip(s, t, strict=True):
+        residual = sigma(scale * v + offset) - d
+        first, second = first + residual, second + v * residual
+    return first, second
+
+
+@pytest.mark.equation(
+    "eq:soft-fit-both",
+    kind="definition",
+    source="Platt 1999",
+    right=fit_both_sums,
+    wrong={
+        "no offset": lambda s, t, a, b: fit_both_sums(s, t, a, 0.0),
+        "the second not weighted by the scores": lambda s, t, a, b: (
+            (fit_both_sums(s, t, a, b)[0],) * 2
+        ),
+    },
+)
+@given(st.lists(scores(), min_size=3, max_size=9), st.randoms(use_true_random=False))
+def test_fit_both(form, check, s, random):
+    s = [*s, 1.0, -2.0]
+    t = [sigma(1.3 * v - 0.4) * 0.8 + 0.1 * random.random() for v in s]
+    for sum_ in form(s, t, *fit_scale_and_offset(tensor(s), tensor(t))):
+        check.equal(sum_, 0.0, tol=1e-9)
+    risk = lambda a, b: bce([a * v + b for v in s], t)  # noqa: E731 - four uses below
+    first, second = form(s, t, 0.7, -0.2)
+    check.equal(first, (risk(0.7, -0.2 + 1e-6) - risk(0.7, -0.2 - 1e-6)) / 2e-6, tol=1e-5)
+    check.equal(second, (risk(0.7 + 1e-6, -0.2) - risk(0.7 - 1e-6, -0.2)) / 2e-6, tol=1e-5)
+
+
+def fit_both_exists(s, t):
+    mean = sum(s) / len(s)
+    rises = sum((v - mean) * d for v, d in zip(s, t, strict=True)) > 1e-12
+    positive = [v for v, d in zip(s, t, strict=True) if d > 0]
+    negative = [v for v, d in zip(s, t, strict=True) if d < 1]
+    return rises and min(positive) < max(negative)
+
+
+def _rises(s, t):
+    mean = sum(s) / len(s)
+    return sum((v - mean) * d for v, d in zip(s, t, strict=True)) > 1e-12
+
+
+@pytest.mark.equation(
+    "eq:soft-fit-both-exists",
+    kind="identity",
+    source=OURS,
+    hypotheses="degrees in [0, 1]",
+    right=fit_both_exists,
+    wrong={
+        "the first condition alone": _rises,
+        "scores not centred": lambda s, t: (
+            sum(v * d for v, d in zip(s, t, strict=True)) > 0 and fit_both_exists(s, t)
+        ),
+        "a threshold that touches does not separate": lambda s, t: (
+            _rises(s, t)
+            and min(v for v, d in zip(s, t, strict=True) if d > 0)
+            <= max(v for v, d in zip(s, t, strict=True) if d < 1)
+        ),
+    },
+)
+@given(
+    st.lists(
+        st.tuples(
+            st.integers(-24, 24).map(lambda v: v / 8),
+            st.one_of(st.integers(0, 1), st.integers(0, 8).map(lambda v: v / 8)),
+        ),
+        min_size=1,
+        max_size=4,
+    )
+)
+def test_fit_both_exists(form, check, pairs):
+    extra = [([1.0, 2.0, 2.0], [0, 0, 1]), ([1.0, 2.0, 3.0], [0, 1, 0]), ([1.0, 2.0], [0, 1])]
+    extra += [([-1.0, -2.0, -1.5, -3.0], [1, 1, 0, 0]), ([1.0, 1.0], [0, 1]), ([2.0], [0.5])]
+    extra += [([1.0, 2.0, 3.0, 4.0], [0, 1, 0, 1]), ([-3.0, 1.0, 1.0], [0.5, 0, 1])]
+    for s, t in [*extra, ([p[0] for p in pairs], [p[1] for p in pairs])]:
+        # Does the log-loss fall from scale 0 on, and rise in the end in every direction that is
+        # left? Its growth far out is linear, and least along a threshold at a score.
+        share = sum(t) / len(t)
+        slope = sum(v * (share - d) for v, d in zip(s, t, strict=True))
+        growths = [
+            sum(
+                (1 - d) * max(0.0, a * v + b) + d * max(0.0, -a * v - b)
+                for v, d in zip(s, t, strict=True)
+            )
+            for a, b in [(0, 1), (0, -1), *((1, -c) for c in s)]
+        ]
+        found = slope < -1e-12 and min(growths) > 0
+        check.equal(str(form(s, t)), str(found))
 
 
 # ---------------------------------------------------------------- 5 mixup

@@ -28,7 +28,7 @@ from torchmetrics.functional.classification import binary_calibration_error
 from benchmarks import measure
 from lib.soft_zlpr import (
     draw_mixup,
-    fit_temperature,
+    fit_scale,
     mixup,
     mixup_loss,
     smooth_labels,
@@ -202,9 +202,9 @@ def micro(s: Tensor, y: Tensor, threshold: float) -> float:
 def figures(model: Model, data: Data) -> dict[str, float]:
     """Measure a model on the test part."""
     valid, s, y = model(data.x[1]), model(data.x[2]), data.y[2]
-    factor = fit_temperature(valid, data.y[1])
-    chance = {f"ece of sigma({t}s)": zlpr_probability(s, temperature=t) for t in (1, 2)}
-    fitted = zlpr_probability(s, temperature=factor)
+    factor = fit_scale(valid, data.y[1])
+    chance = {f"ece of sigma({t}s)": zlpr_probability(s, scale=t) for t in (1, 2)}
+    fitted = zlpr_probability(s, scale=factor)
     return {
         "f1 at 0": micro(s, y, 0.0),
         "f1 tuned": micro(s, y, cut(valid, data.y[1])),
