@@ -41,6 +41,9 @@ def _zlpr(old: str, new: str, file: str = "lib/zlpr/_kernels.py") -> Mutant:
     return Mutant(file, old, new, ("tests/test_zlpr.py", "tests/test_checks.py"))
 
 
+_LABELS = "lib/soft_zlpr/_labels.py"
+
+
 def _soft(old: str, new: str, file: str = "lib/soft_zlpr/_kernels.py") -> Mutant:
     return Mutant(file, old, new, ("tests/test_soft_zlpr.py",))
 
@@ -148,9 +151,12 @@ MUTANTS = (
     _soft("bad[part] |= (given - counts)", "bad[part] &= (given - counts)"),
     _soft(".masked_fill(gone, 0)\n    return slopes", "\n    return slopes"),
     _soft("(1 - wide).to(dtype)", "1 - wide.to(dtype)"),
-    _soft("wrong == 0", "wrong < 0", file="lib/soft_zlpr/_probability.py"),
+    _soft("(1 - t) * p - t * q", "p - t", file="lib/soft_zlpr/_probability.py"),
+    _soft(".min()) >= float(", ".min()) > float(", file="lib/soft_zlpr/_probability.py"),
+    _soft("around = s - float", "around = s + float", file="lib/soft_zlpr/_probability.py"),
     _soft("if value < 0 else (low", "if value > 0 else (low", file="lib/soft_zlpr/_probability.py"),
-    _soft("torch.lerp(other, own,", "torch.lerp(own, other,", file="lib/soft_zlpr/_labels.py"),
+    _soft("mixed = torch.lerp(other, own,", "mixed = torch.lerp(own, other,", file=_LABELS),
+    _soft("reduce(torch.lerp(other, own,", "reduce(torch.lerp(own, other,", file=_LABELS),
     # the expected accuracy
     _exact("-0.5 * z * z - peak", "-0.5 * z * z"),
     _exact("depth / curvature", "depth * curvature"),

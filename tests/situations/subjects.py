@@ -18,6 +18,7 @@ from tests.situations.subject import Inputs, Refusal, Subject
 
 WITHOUT_ROWS = {
     "lib.divergence.Divergence": "a type",
+    "lib.soft_zlpr.fit_temperature": "the old name of `fit_scale`",
     "lib.emo.Mixture": "a frozen dataclass of numbers",
     "lib.casrel.TaggedSpans": "a tuple, of `tagged_spans`",
     "lib.casrel.TaggingOptions": "a frozen dataclass of numbers and names",
@@ -703,17 +704,25 @@ def all_rows() -> list[Subject]:
             ),
         ),
         plain(soft_zlpr.zlpr_probability, scores_alone, "logits"),
-        plain(
-            soft_zlpr.fit_temperature,
-            degrees,
-            decides=True,
-            refuses={
-                "empty": Refusal(
-                    ValueError,
-                    "no counting logit is different from 0",
-                    "No counting cell has a score other than 0",
-                )
-            },
+        *(
+            plain(
+                fit,
+                degrees,
+                decides=True,
+                refuses={"empty": Refusal(ValueError, message, rule)},
+            )
+            for fit, message, rule in (
+                (
+                    soft_zlpr.fit_scale,
+                    "logits must differ from 0 somewhere to be scaled",
+                    "no counting score differs from 0",
+                ),
+                (
+                    soft_zlpr.fit_scale_and_offset,
+                    "logits must differ to be scaled and shifted",
+                    "the counting scores are all equal",
+                ),
+            )
         ),
         # exact
         losses(exact.exact_loss, classes, "logits"),
