@@ -10,8 +10,10 @@ import unicodedata
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
+from typing import Any, Literal, NamedTuple
 
-from lib.extraction.triples import Example, Span
+from lib.extraction.triples import Example, Span, Triple
 
 __all__ = [
     "BEYOND_LAST_TOKEN",
@@ -20,8 +22,11 @@ __all__ = [
     "TRUNCATED",
     "UNKNOWN_RELATION",
     "Alignment",
+    "Loss",
+    "Losses",
     "TokenTriple",
     "align",
+    "describe_loss",
     "span_of",
     "trim_offsets",
 ]
@@ -59,15 +64,95 @@ class TokenTriple:
     object_tail: int
 
 
+class Loss(NamedTuple):
+    """A triple that cannot be told to the model, and why."""
+
+    triple: Triple
+    role: Literal["subject", "object", "relation"]
+    """What of it cannot be told."""
+    reason: str
+
+
 @dataclass(frozen=True, slots=True)
 class Alignment:
-    """The triples that have tokens, and how many have not, by reason.
+    """The triples that have tokens, and those that have not.
 
-    ``len(triples) + dropped.total()`` is the number of triples of the example.
+    ``len(triples) + len(lost)`` is the number of triples of the example.
     """
 
     triples: tuple[TokenTriple, ...]
-    dropped: Counter[str]
+    lost: tuple[Loss, ...]
+
+    @property
+    def dropped(self) -> Counter[str]:
+        """How many triples are lost, by reason."""
+        return Counter(loss.reason for loss in self.lost)
+
+
+class Losses(Counter[str]):
+    """Counts of what was lost, by reason, with the first example of each in words.
+
+    Attributes
+    ----------
+    first : dict of str to str
+        Where the first loss of a reason is and what it is.
+
+    Examples
+    --------
+    >>> losses = Losses()
+    >>> losses.add("text truncated", "own.jsonl, line 7")
+    >>> losses.add("text truncated", "own.jsonl, line 9")
+    >>> losses, losses.first
+    (Losses({'text truncated': 2}), {'text truncated': 'own.jsonl, line 7'})
+    """
+
+    def __init__(self, *counts: Any) -> None:
+        super().__init__(*counts)
+        self.first: dict[str, str] = {}
+
+    def add(self, reason: str, example: str) -> None:
+        """Count one loss; keep its example if it is the first of its reason."""
+        self[reason] += 1
+        self.first.setdefault(reason, example)
+
+
+def describe_loss(example: Example, loss: Loss, offsets: Offsets) -> str:
+    """Say where a lost triple is, and what of it is lost.
+
+    Where the offsets would fit if they counted bytes or UTF-16 units, as many programs do, this is
+    said.
+
+    Examples
+    --------
+    >>> text = "\U0001f600\U0001f600 Ada wrote"  # two emoji, each two units of UTF-16
+    >>> example = Example("7", text, (Triple(Span(5, 8), "did", Span(3, 6)),))
+    >>> offsets = [(0, 2), (3, 6), (7, 12)]
+    >>> describe_loss(example, align(example, offsets, {"did": 0}).lost[0], offsets)
+    "example '7': subject 'a w' of 'did' (do its offsets count UTF-16 units, not characters?)"
+    """
+    where = example.source or f"example {example.id!r}"
+    if loss.role == "relation":
+        return f"{where}: relation {loss.triple.relation!r}"
+    span = loss.triple.subject if loss.role == "subject" else loss.triple.object
+    words = span.of(example.text)
+    words = repr(words if len(words) <= 40 else words[:39] + "…")
+    said = f"{where}: {loss.role} {words} of {loss.triple.relation!r}"
+    if units := _units(example.text, span, offsets):
+        said += f" (do its offsets count {units}, not characters?)"
+    return said
+
+
+def _units(text: str, span: Span, offsets: Offsets) -> str | None:
+    """Name the units in which a span would fit tokens, or begin with one as it does not here."""
+    starts = {start for start, end in offsets if start < end}
+    ends = {end for start, end in offsets if start < end}
+    for units, encoding, size in (("UTF-16 units", "utf-16-le", 2), ("bytes", "utf-8", 1)):
+        lengths = accumulate((len(char.encode(encoding)) // size for char in text), initial=0)
+        character = {length: index for index, length in enumerate(lengths)}
+        start, end = character.get(span.start), character.get(span.end)
+        if start in starts and start != span.start and (end in ends or span.start not in starts):
+            return units
+    return None
 
 
 def trim_offsets(text: str, offsets: Offsets) -> tuple[tuple[int, int], ...]:
@@ -191,7 +276,7 @@ def align(example: Example, offsets: Offsets, relation_ids: Mapping[str, int]) -
     -------
     Alignment
         Each triple of the example is either in ``triples``, in the order of the example, with
-        ``span_of(offsets, head, tail)`` equal to its spans, or counted in ``dropped`` under
+        ``span_of(offsets, head, tail)`` equal to its spans, or in ``lost`` under
         `UNKNOWN_RELATION`, if its relation has no index, else under `NOT_ON_BORDERS`,
         `BEYOND_LAST_TOKEN` or `NO_TOKEN`, by its subject if both fail.
 
@@ -208,23 +293,23 @@ def align(example: Example, offsets: Offsets, relation_ids: Mapping[str, int]) -
     """
     found: dict[Span, tuple[int, int] | str] = {}
     triples = []
-    dropped: Counter[str] = Counter()
+    lost = []
     for triple in example.triples:
         if triple.relation not in relation_ids:
-            dropped[UNKNOWN_RELATION] += 1
+            lost.append(Loss(triple, "relation", UNKNOWN_RELATION))
             continue
         for span in (triple.subject, triple.object):
             if span not in found:
                 found[span] = _tokens_of(span, offsets)
         subject, object_ = found[triple.subject], found[triple.object]
         if isinstance(subject, str):
-            dropped[subject] += 1
+            lost.append(Loss(triple, "subject", subject))
         elif isinstance(object_, str):
-            dropped[object_] += 1
+            lost.append(Loss(triple, "object", object_))
         else:
             relation = relation_ids[triple.relation]
             triples.append(TokenTriple(*subject, relation, *object_))
-    return Alignment(tuple(triples), dropped)
+    return Alignment(tuple(triples), tuple(lost))
 
 
 def _tokens_of(span: Span, offsets: Offsets) -> tuple[int, int] | str:

@@ -32,6 +32,7 @@ from lib.extraction.places import OCCURRENCES, Occurrence
 from lib.extraction.records import portable, write_atomically
 from lib.extraction.training import (
     Extractor,
+    LostTripleWarning,
     Settings,
     TruncatedTextWarning,
     UnknownRelationWarning,
@@ -70,7 +71,11 @@ ENCODER_OPTIONS = (
 )
 """Options of ``train`` for any model with an encoder of `lib.extraction.encoders`."""
 
-_OURS = (TruncatedTextWarning, UnknownRelationWarning)  # shown in a line, without a place in code
+_OURS = (
+    LostTripleWarning,
+    TruncatedTextWarning,
+    UnknownRelationWarning,
+)  # shown in a line, without a place in code
 
 _CHUNK = 4096  # texts held as tokens at once by predict
 _MOST_ERRORS = 20  # lines said about texts that failed

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from lib import __version__
 from lib._extras import needs
-from lib.extraction.alignment import TRUNCATED, TokenTriple, align, span_of
+from lib.extraction.alignment import TRUNCATED, Losses, TokenTriple, align, describe_loss, span_of
 from lib.extraction.encoders import Encoder, HuggingFaceEncoder, SmallEncoder, SmallOptions
 from lib.extraction.folders import replace_folder, standing_folder
 from lib.extraction.jsontext import parse_json
@@ -165,7 +165,7 @@ class ExtractionModel(nn.Module, ABC):
             made = HuggingFaceEncoder.create(encoder, **known)
         return cls(made, relations, own)
 
-    def prepare(self, examples: Sequence[Example]) -> tuple[list[Item], Counter[str]]:
+    def prepare(self, examples: Sequence[Example]) -> tuple[list[Item], Losses]:
         """Cut texts into tokens and carry their triples over.
 
         Parameters
@@ -177,21 +177,26 @@ class ExtractionModel(nn.Module, ABC):
         -------
         items : list of Item
             One per example, in the same order.
-        dropped : Counter of str
+        losses : Losses
             How many triples cannot be told to the model, by reason (see
             :mod:`lib.extraction.alignment`), and under "text truncated" how many texts were longer
-            than ``max_length`` tokens.
+            than ``max_length`` tokens; with the first example of each.
         """
         ids = {relation: index for index, relation in enumerate(self.relations)}
-        dropped: Counter[str] = Counter()
+        losses = Losses()
         items = []
         cut = self.encoder.tokenise([example.text for example in examples])
         for example, tokens in zip(examples, cut, strict=True):
             alignment = align(example, tokens.offsets, ids)
-            dropped += alignment.dropped
-            dropped[TRUNCATED] += tokens.truncated
+            for loss in alignment.lost:
+                known = loss.reason in losses.first  # no words are made of what nobody reads
+                losses.add(
+                    loss.reason, "" if known else describe_loss(example, loss, tokens.offsets)
+                )
+            if tokens.truncated:
+                losses.add(TRUNCATED, example.source or f"example {example.id!r}")
             items.append(Item(example.text, tokens.inputs, tokens.offsets, alignment.triples))
-        return items, +dropped
+        return items, losses
 
     def collate_texts(self, items: Sequence[Item]) -> dict[str, Tensor]:
         """Make the part of a batch that has no labels, padded to the longest item.

@@ -9,7 +9,15 @@ from collections.abc import Iterable
 from itertools import product
 from typing import Literal, get_args
 
-__all__ = ["OCCURRENCES", "Occurrence", "best_places", "nearest_pair", "places", "whole_words"]
+__all__ = [
+    "OCCURRENCES",
+    "Occurrence",
+    "best_places",
+    "nearest_pair",
+    "places",
+    "trim",
+    "whole_words",
+]
 
 Place = tuple[int, int]
 
@@ -22,6 +30,12 @@ OCCURRENCES: tuple[str, ...] = get_args(Occurrence)
 # its neighbours whose scripts leave no space between words.
 _UNSPACED = ((0x0E00, 0x1200), (0x1780, 0x1800), (0x1950, 0x1A00), (0x1A20, 0x1AB0))
 _UNSPACED_FROM = 0x2E80
+
+# Soft hyphen, zero-width space and (non-)joiners, word joiner, byte order mark, and the marks that
+# only tell the direction of writing.
+_NO_WIDTH = "\u00ad\u180e\ufeff" + "".join(
+    map(chr, (*range(0x200B, 0x2010), *range(0x202A, 0x202F), *range(0x2060, 0x206A)))
+)
 
 
 def places(text: str, words: str) -> list[Place]:
@@ -38,6 +52,29 @@ def places(text: str, words: str) -> list[Place]:
         found.append((start, start + len(words)))
         start = text.find(words, start + 1)
     return found
+
+
+def trim(text: str, place: Place) -> Place:
+    """Cut white space and characters without width off both ends; nothing may be left.
+
+    Annotation tools export what was marked with the mouse, often with the blank behind it. No
+    model can find such an entity, as no token begins or ends with a blank.
+
+    Examples
+    --------
+    >>> trim("Ada  wrote", (0, 5)), trim("Ada\u200b wrote", (0, 4)), trim(" ", (0, 1))
+    ((0, 3), (0, 3), (1, 1))
+    """
+    start, end = place
+    while start < end and _is_blank(text[start]):
+        start += 1
+    while start < end and _is_blank(text[end - 1]):
+        end -= 1
+    return start, end
+
+
+def _is_blank(char: str) -> bool:
+    return char.isspace() or char in _NO_WIDTH
 
 
 def whole_words(text: str, candidates: Iterable[Place]) -> list[Place]:

@@ -9,7 +9,7 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import combinations
 from typing import Any, Literal
 
@@ -19,13 +19,17 @@ from lib.extraction.places import (
     best_places,
     nearest_pair,
     places,
+    trim,
     whole_words,
 )
 
 __all__ = [
+    "BLANK",
     "INSIDE_A_WORD",
     "PATTERNS",
+    "REPEATED",
     "SEVERAL",
+    "TRIMMED",
     "Corpus",
     "Example",
     "Span",
@@ -36,6 +40,7 @@ __all__ = [
     "is_nested",
     "occurrences",
     "overlap_patterns",
+    "trim_entities",
 ]
 
 PATTERNS = ("Normal", "EPO", "SEO", "SOO")
@@ -46,6 +51,15 @@ SEVERAL = "entity that occurs several times"
 
 INSIDE_A_WORD = "entity that occurs only inside a word"
 """Among notes: the annotation cuts a word, as the text is written."""
+
+TRIMMED = "entity trimmed of white space at its ends"
+"""Among notes: what was cut off are characters that no reader sees."""
+
+BLANK = "entity of white space alone"
+"""A reason for dropping a triple: nothing is left of the entity."""
+
+REPEATED = "triple repeated"
+"""A reason for dropping a triple: the example has it already."""
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -125,6 +139,9 @@ class Example:
         May be empty.
     triples : tuple of Triple
         All different, all within the text. The order carries no meaning and is kept.
+    source : str
+        Where the example was read, such as ``"own.jsonl, line 7"``, for messages. It does not count
+        when examples are compared.
 
     Raises
     ------
@@ -141,6 +158,7 @@ class Example:
     id: str
     text: str
     triples: tuple[Triple, ...] = ()
+    source: str = field(default="", compare=False, repr=False)
 
     def __post_init__(self) -> None:
         """Refuse spans outside the text, repeated triples and strings that are not Unicode."""
@@ -331,6 +349,43 @@ def occurrences(text: str, part: str) -> list[Span]:
     return [Span(*place) for place in places(text, part)]
 
 
+def trim_entities(example: Example) -> tuple[Example, Counter[str], Counter[str]]:
+    """Cut white space and characters without width off the ends of the entities.
+
+    Returns
+    -------
+    example : Example
+        The same one if there is nothing to cut.
+    dropped : Counter of str
+        Triples that are gone: under `BLANK` those of an entity of which nothing is left, under
+        `REPEATED` those that have become equal to another.
+    notes : Counter of str
+        Under `TRIMMED` how many entities were cut.
+
+    Examples
+    --------
+    >>> example = Example("1", "Ada wrote Notes", (Triple(Span(0, 4), "wrote", Span(9, 15)),))
+    >>> trim_entities(example)[0].strings(), trim_entities(example)[2][TRIMMED]
+    ((('Ada', 'wrote', 'Notes'),), 2)
+    """
+    found = {span: span for t in example.triples for span in (t.subject, t.object)}
+    gone = set()
+    notes: Counter[str] = Counter()
+    for span in found:
+        start, end = trim(example.text, (span.start, span.end))
+        if start == end:
+            gone.add(span)
+        elif (start, end) != (span.start, span.end):
+            found[span] = Span(start, end)
+            notes[TRIMMED] += 1
+    if not gone and not notes:
+        return example, Counter(), notes
+    left = [t for t in example.triples if not {t.subject, t.object} & gone]
+    triples = dict.fromkeys(Triple(found[t.subject], t.relation, found[t.object]) for t in left)
+    dropped = {BLANK: len(example.triples) - len(left), REPEATED: len(left) - len(triples)}
+    return replace(example, triples=tuple(triples)), +Counter(dropped), notes
+
+
 def example_to_json(example: Example) -> dict[str, Any]:
     """Return the record of an example in the JSON-lines format of the book.
 
@@ -384,7 +439,8 @@ def example_from_json(
         the first one of `lib.extraction.places.best_places`, the same in all triples of the
         record; "nearest" takes for each triple those of them that stand nearest to each other.
     notes : Counter of str, optional
-        Receives the number of entities that occur several times, or only inside words.
+        Receives the number of entities that occur several times, or only inside words, or that
+        occur without the white space at their ends.
 
     Returns
     -------
@@ -404,6 +460,7 @@ def example_from_json(
     >>> example_from_json(record, default_id="1").triples
     (Triple(subject=Span(start=0, end=3), relation='wrote', object=Span(start=10, end=15)),)
     """
+    notes = Counter() if notes is None else notes
     if occurrence not in OCCURRENCES:
         raise ValueError(f"occurrence must be one of {OCCURRENCES}, got {occurrence!r}")
     if not isinstance(record, Mapping):
@@ -425,11 +482,11 @@ def example_from_json(
         if not relation:
             raise ValueError(f"triple {number}: 'relation' is empty")
         subject, object_ = (
-            _entity(item.get(role), text, f"triple {number}: {role}")
+            _entity(item.get(role), text, f"triple {number}: {role}", notes)
             for role in ("subject", "object")
         )
         stated.append((subject, relation, object_))
-    triples = _placed(text, stated, occurrence, Counter() if notes is None else notes)
+    triples = _placed(text, stated, occurrence, notes)
     return Example(str(given), text, tuple(dict.fromkeys(triples)))
 
 
@@ -487,14 +544,18 @@ def _field(record: Mapping[str, Any], name: str, where: str) -> str:
     return value
 
 
-def _entity(value: object, text: str, where: str) -> Span | str:
+def _entity(value: object, text: str, where: str, notes: Counter[str]) -> Span | str:
     """Return the span that one entity of a record means, or the words that are to be found."""
     if isinstance(value, str):
         if not value:
             raise ValueError(f"{where} is empty")
-        if value not in text:
+        if value in text:
+            return value
+        seen = slice(*trim(value, (0, len(value))))
+        if not value[seen] or value[seen] not in text:
             raise ValueError(f"{where} {value!r} does not occur in the text")
-        return value
+        notes[TRIMMED] += 1
+        return value[seen]
     if not isinstance(value, Mapping):
         raise ValueError(f"{where} must be a string or an object, got {_kind(value)}")
     start, end, words = value.get("start"), value.get("end"), value.get("text")
@@ -505,7 +566,7 @@ def _entity(value: object, text: str, where: str) -> Span | str:
         raise ValueError(f"{where}: 'text' must be a string, got {_kind(words)}")
     if start is None:
         if end is None and words is not None:
-            return _entity(words, text, where)
+            return _entity(words, text, where, notes)
         raise ValueError(f"{where} has no 'start'")
     if end is None:
         if words is None:

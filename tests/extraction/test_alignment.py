@@ -1,5 +1,6 @@
 """Characters to tokens and back: every triple returned exactly or counted."""
 
+import re
 from collections import Counter
 from itertools import pairwise
 
@@ -13,8 +14,10 @@ from lib.extraction.alignment import (
     NO_TOKEN,
     NOT_ON_BORDERS,
     UNKNOWN_RELATION,
+    Losses,
     TokenTriple,
     align,
+    describe_loss,
     span_of,
     trim_offsets,
 )
@@ -224,3 +227,47 @@ def test_unknown_relations_are_counted() -> None:
     alignment = align(Example("x7", "Ada", (unknown, known)), [(0, 3)], IDS)
     assert alignment.dropped == {UNKNOWN_RELATION: 1}
     assert [t.relation for t in alignment.triples] == [0]
+
+
+def test_a_loss_is_told_with_its_place_and_its_role() -> None:
+    text = "Ada wrote Notes"
+    triples = (
+        Triple(Span(0, 2), "p", Span(10, 15)),
+        Triple(Span(0, 3), "p", Span(10, 14)),
+        Triple(Span(0, 3), "saw", Span(10, 15)),
+    )
+    offsets = [(0, 3), (4, 9), (10, 15)]
+    for source, where in (("own.jsonl, line 3", "own.jsonl, line 3"), ("", "example 'x'")):
+        example = Example("x", text, triples, source)
+        lost = align(example, offsets, IDS).lost
+        assert [describe_loss(example, loss, offsets) for loss in lost] == [
+            f"{where}: subject 'Ad' of 'p'",
+            f"{where}: object 'Note' of 'p'",
+            f"{where}: relation 'saw'",
+        ]
+    long = Example("x", "a" * 99, (Triple(Span(0, 50), "p", Span(0, 99)),))
+    (loss,) = align(long, [(0, 99)], IDS).lost
+    assert describe_loss(long, loss, [(0, 99)]) == f"example 'x': subject {'a' * 39 + '…'!r} of 'p'"
+
+
+@pytest.mark.parametrize(
+    ("encoding", "size", "units"), [("utf-16-le", 2, "UTF-16 units"), ("utf-8", 1, "bytes")]
+)
+def test_offsets_in_other_units_are_recognised(encoding: str, size: int, units: str) -> None:
+    text = "😀😀 Zoë saw Ada Lovelace there and wrote"
+    start = len(text[: text.index("Ada")].encode(encoding)) // size
+    span = Span(start, start + len("Ada Lovelace"))
+    example = Example("x", text, (Triple(span, "p", span),))
+    offsets = [(m.start(), m.end()) for m in re.finditer(r"\S+", text)]
+    (loss,) = align(example, offsets, IDS).lost
+    said = describe_loss(example, loss, offsets)
+    assert said.endswith(f"(do its offsets count {units}, not characters?)")
+
+
+def test_losses_keep_their_first_example() -> None:
+    losses = Losses()
+    for number in range(3):
+        losses.add("cut", f"line {number}")
+    losses.add("gone", "line 7")
+    assert losses == {"cut": 3, "gone": 1}
+    assert losses.first == {"cut": "line 0", "gone": "line 7"}

@@ -371,6 +371,163 @@ def test_only_the_main_process_writes(trained, data, tmp_path, monkeypatch):
     one_line(call("predict", "--model", out, input="x"), "cannot share standard input")
 
 
+# --- what is lost is said --------------------------------------------------------------------
+
+NAMES = ("Ada", "Bo", "Cy", "Di", "Ed", "Flo", "Gus", "Hal", "Ida", "Jo", "Kay", "Lou")
+
+
+def write_split(path, change, before="", names=NAMES):
+    """Write a sentence a name; `change` gets text, start and end of its subject, to move them."""
+    lines = []
+    for name in names:
+        text = f"{before}{name} wrote Notes."
+        start = len(before)
+        begin, end = change(text, start, start + len(name))
+        notes = text.index("Notes")
+        triple = {
+            "subject": {"start": begin, "end": end},
+            "relation": "wrote",
+            "object": {"start": notes, "end": notes + 5},
+        }
+        lines.append(json.dumps({"text": text, "triples": [triple]}) + "\n")
+    path.write_text("".join(lines), "utf-8")
+
+
+def right(text, start, end):
+    return start, end
+
+
+def inside(text, start, end):
+    return start + 1, end
+
+
+def utf_16(text, start, end):
+    return tuple(len(text[:at].encode("utf-16-le")) // 2 for at in (start, end))
+
+
+def small_run(folder, *more):
+    words = ["train", "--data", str(folder), "--encoder", "small", "--out", str(folder / "run")]
+    return CliRunner().invoke(gplinker, [*words, "--epochs", "1", *more])
+
+
+@pytest.mark.parametrize("blank", [" ", "\u200b"])
+def test_blanks_that_tools_export_with_an_entity_cost_nothing(tmp_path, blank):
+    for split in ("train", "dev"):
+        write_split(tmp_path / f"{split}.jsonl", lambda text, start, end: (0, end), before=blank)
+    result = small_run(tmp_path)
+    assert result.exit_code == 0, result.output
+    for number, split in enumerate(("train", "dev")):
+        assert result.stderr.splitlines()[number] == (
+            f"{split}: 12 sentences, 12 triples, 1 relation; "
+            "12 entities trimmed of white space at the ends"
+        )
+    record = read_record(tmp_path / "run" / "record.json")
+    assert record.data["unaligned"] == {"train": {}, "dev": {}}
+    assert record.data["notes"] == {
+        f"{split}: entity trimmed of white space at its ends": 12 for split in ("train", "dev")
+    }
+
+
+def test_a_run_that_would_learn_nothing_is_refused(tmp_path):
+    """With offsets in the units of another program, that is named too."""
+    for change, before, hint in (
+        (inside, "", ""),
+        (utf_16, "😀😀 😀😀 ", " (do its offsets count UTF-16 units, not characters?)"),
+    ):
+        write_split(tmp_path / "train.jsonl", change, before)
+        write_split(tmp_path / "dev.jsonl", right, before)
+        result = small_run(tmp_path, "--quiet")
+        assert result.exit_code == 2
+        first, warning, error = result.stderr.splitlines()
+        text = f"{before}Ada wrote Notes."
+        words = text[slice(*change(text, len(before), len(before) + 3))]
+        example = f"first {tmp_path / 'train.jsonl'}, line 1: subject {words!r} of 'wrote'{hint}"
+        assert first == (
+            "train: 12 sentences, 12 triples, 1 relation; "
+            f"not on tokens: 12 × entity not on token borders [{example}]"
+        )
+        assert warning == (
+            "Warning: train: 12 of 12 triples are lost (100%): they cannot be learnt"
+        )
+        assert error.startswith("Error: train: none of the 12 triples can be told to the model: 12")
+        assert not (tmp_path / "run" / "best").exists()
+
+
+@pytest.mark.parametrize("split", ["dev", "test"])
+def test_a_split_in_which_nothing_can_be_found_is_refused(tmp_path, split):
+    for name in ("train", "dev", "test"):
+        write_split(tmp_path / f"{name}.jsonl", inside if name == split else right)
+    result = small_run(tmp_path)
+    assert result.exit_code == 2
+    assert result.stderr.splitlines()[-1].startswith(
+        f"Error: {split}: none of the 12 triples can be told to the model: "
+        f"12 × entity not on token borders [first {tmp_path / split}.jsonl, line 1: subject "
+    )
+    assert not (tmp_path / "run" / "best").exists()
+
+
+@pytest.mark.parametrize("lost", [0, 1, 2])
+def test_more_than_a_twentieth_lost_is_warned_of(tmp_path, lost):
+    """And any loss is said, quiet or not, with its place."""
+    names = [f"{name}{end}" for name in NAMES for end in ("", "ton", "ley")]
+    for split in ("train", "dev"):
+        write_split(tmp_path / f"{split}.jsonl", right, names=names)
+    lines = (tmp_path / "train.jsonl").read_text().splitlines()
+    for number in range(lost):
+        record = json.loads(lines[number + 4])
+        record["triples"][0]["subject"]["start"] += 1
+        lines[number + 4] = json.dumps(record)
+    (tmp_path / "train.jsonl").write_text("\n".join(lines))
+    result = small_run(tmp_path, "--quiet")
+    assert result.exit_code == 0, result.output
+    said = result.stderr.splitlines()
+    assert len(said) == lost
+    if lost:
+        where = f"{tmp_path / 'train.jsonl'}, line 5: subject 'oton' of 'wrote'"
+        assert said[0] == (
+            "train: 36 sentences, 36 triples, 1 relation; "
+            f"not on tokens: {lost} × entity not on token borders [first {where}]"
+        )
+    if lost == 2:
+        assert said[1] == "Warning: train: 2 of 36 triples are lost (6%): they cannot be learnt"
+
+
+def test_what_the_reader_drops_and_what_is_cut_is_said(tmp_path):
+    write_split(tmp_path / "dev.jsonl", right)
+    write_split(tmp_path / "train.jsonl", right)
+    lines = (tmp_path / "train.jsonl").read_text().splitlines()
+    records = [json.loads(line) for line in lines]
+    records[0]["triples"] *= 2
+    records[1]["triples"][0]["subject"] = {"start": 2, "end": 3}  # a blank
+    records[2]["text"] += " and so on" * 100
+    (tmp_path / "train.jsonl").write_text("\n".join(map(json.dumps, records)))
+    result = small_run(tmp_path)
+    assert result.exit_code == 0, result.output
+    assert result.stderr.splitlines()[0] == (
+        "train: 12 sentences, 11 triples, 1 relation; "
+        "dropped in reading: 1 × triple repeated, 1 × entity of white space alone; "
+        f"1 text cut [first {tmp_path / 'train.jsonl'}, line 3]"
+    )
+    assert result.stderr.splitlines()[1] == (
+        "Warning: train: 1 of 12 triples are lost (8%): they cannot be learnt"
+    )
+
+
+def test_evaluation_says_what_must_be_missed(tmp_path):
+    for split in ("train", "dev"):
+        write_split(tmp_path / f"{split}.jsonl", right)
+    assert small_run(tmp_path, "--quiet").exit_code == 0
+    write_split(tmp_path / "test.jsonl", inside)
+    words = ["evaluate", "--model", str(tmp_path / "run"), "--data", str(tmp_path)]
+    result = CliRunner().invoke(gplinker, words)
+    assert result.exit_code == 0, result.output
+    where = f"{tmp_path / 'test.jsonl'}, line 1: subject 'da' of 'wrote'"
+    assert result.stderr == (
+        "Warning: 12 of 12 triples are not on tokens and count as missed: "
+        f"12 × entity not on token borders [first {where}]\n"
+    )
+
+
 # --- what users get wrong --------------------------------------------------------------------
 
 

@@ -715,3 +715,40 @@ def test_the_page_lists_every_corpus_and_dial() -> None:
     assert f"| {sizes} |" in PAGE
     assert len(load_corpus("synthetic").relations) == 14
     assert "in fourteen relations" in PAGE
+
+
+@pytest.mark.parametrize("own", [True, False])
+def test_entities_are_trimmed_whatever_the_corpus(tmp_path, own):
+    """In a reader's own file by offsets, in a published one by its words."""
+    if own:
+        record = {
+            "text": "Ada wrote Notes. ",
+            "triples": [
+                {
+                    "subject": {"start": 0, "end": 4},
+                    "relation": "wrote",
+                    "object": {"start": 10, "end": 15},
+                },
+                {
+                    "subject": {"start": 16, "end": 17},
+                    "relation": "wrote",
+                    "object": {"start": 10, "end": 15},
+                },
+            ],
+        }
+        (tmp_path / "train.jsonl").write_text(f"\n{json.dumps(record)}\n")
+        corpus = load_corpus(str(tmp_path))
+        source = f"{tmp_path / 'train.jsonl'}, line 2"
+        assert corpus.dropped == {"train: entity of white space alone": 1}
+    else:
+        spo = {"subject": "Ada ", "predicate": "wrote", "object": "Notes"}
+        line = json.dumps({"text": "Ada wrote Notes. ", "spo_list": [spo]})
+        with zipfile.ZipFile(tmp_path / "spo.zip", "w") as archive:
+            for split in KNOWN["duie"].splits.values():
+                archive.writestr(split.member, f"{line}\n")
+        corpus = load_corpus(f"duie={tmp_path}")
+        source = f"{tmp_path / 'spo.zip'}, line 1"
+        assert not corpus.dropped
+    assert corpus.notes["train: entity trimmed of white space at its ends"] == 1
+    assert corpus.train[0].strings() == (("Ada", "wrote", "Notes"),)
+    assert corpus.train[0].source == source

@@ -8,6 +8,9 @@ from hypothesis import strategies as st
 
 from lib.extraction.places import places, whole_words
 from lib.extraction.triples import (
+    BLANK,
+    REPEATED,
+    TRIMMED,
     Corpus,
     Example,
     Span,
@@ -18,6 +21,7 @@ from lib.extraction.triples import (
     is_nested,
     occurrences,
     overlap_patterns,
+    trim_entities,
 )
 from tests.extraction.strategies import examples
 
@@ -259,3 +263,76 @@ def test_digest_sees_every_part() -> None:
     ]
     assert len({digest(splits) for splits in [{"train": [one]}, *others]}) == 7
     assert digest({"train": [one]}) == digest({"train": (one,)})
+
+
+BLANKS = [
+    " ",
+    "\t",
+    "\n",
+    "\u00a0",
+    "\u3000",
+    "\u200b",
+    "\u200d",
+    "\ufeff",
+    "\u00ad",
+    "\u2060",
+    "\u200f",
+]
+
+
+@pytest.mark.parametrize("blank", BLANKS)
+def test_blanks_at_the_ends_of_entities_are_cut_and_counted(blank):
+    text = f"{blank}Ada{blank}{blank} wrote Notes"
+    here = text.index("Ada")
+    ada, notes = Span(here, here + 3), Span(len(text) - 5, len(text))
+    loose = Span(0, here + 5)
+    example = Example(
+        "1",
+        text,
+        (
+            Triple(loose, "wrote", notes),
+            Triple(ada, "wrote", notes),
+            Triple(Span(0, 1), "wrote", notes),
+            Triple(notes, "by", loose),
+        ),
+        "own.jsonl, line 1",
+    )
+    trimmed, dropped, noted = trim_entities(example)
+    assert trimmed.triples == (Triple(ada, "wrote", notes), Triple(notes, "by", ada))
+    assert dropped == {BLANK: 1, REPEATED: 1}
+    assert noted == {TRIMMED: 1}
+    assert trimmed.source == "own.jsonl, line 1"
+    assert trim_entities(trimmed) == (trimmed, {}, {})
+
+
+@given(examples())
+def test_trimmed_entities_begin_and_end_with_something_to_see(example):
+    trimmed, dropped, _ = trim_entities(example)
+    assert len(trimmed.triples) + dropped.total() == len(example.triples)
+    assert trimmed.text == example.text
+    for triple in trimmed.triples:
+        for span in (triple.subject, triple.object):
+            words = span.of(example.text)
+            assert words.strip() == words
+            assert {words[0], words[-1]}.isdisjoint(BLANKS)
+
+
+def test_words_with_stray_blanks_are_found_without_them():
+    """As a tool exports "Ada " of "Ada."; where the blank is in the text, it is meant."""
+    noted = Counter()
+    triple = {"subject": "\u200bAda ", "relation": "wrote", "object": {"text": "Notes\n"}}
+    record = {"text": "Notes are by Ada.", "triples": [triple]}
+    example = example_from_json(record, notes=noted)
+    assert example.strings() == (("Ada", "wrote", "Notes"),)
+    assert noted[TRIMMED] == 2
+    for subject in (" ", "Cy "):
+        triple["subject"] = subject
+        with pytest.raises(ValueError, match=r"occurs \d+ times|does not occur"):
+            example_from_json(record)
+
+
+def test_where_an_example_was_read_is_no_part_of_what_it_is():
+    assert Example("1", "Ada", source="a") == Example("1", "Ada", source="b")
+    assert digest({"train": [Example("1", "Ada", source="a")]}) == digest(
+        {"train": [Example("1", "Ada")]}
+    )

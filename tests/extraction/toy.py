@@ -16,7 +16,7 @@ import click
 import torch
 from torch import nn
 
-from lib.extraction.alignment import TRUNCATED
+from lib.extraction.alignment import TRUNCATED, Losses
 from lib.extraction.commands import extractor_commands
 from lib.extraction.records import write_atomically
 from lib.extraction.triples import Corpus, Example, Span, Triple
@@ -79,10 +79,11 @@ class Toy(nn.Module):
     def prepare(self, examples):
         ids = {word: number for number, word in enumerate(self.words, 1)}
         items = []
-        dropped = Counter()
+        losses = Losses()
         for example in examples:
             found = [m.span() for m in re.finditer(r"\S+", example.text)]
-            dropped[TRUNCATED] += len(found) > LIMIT
+            if len(found) > LIMIT:
+                losses.add(TRUNCATED, example.source)
             del found[LIMIT:]
             items.append(
                 Item(
@@ -91,8 +92,9 @@ class Toy(nn.Module):
                     {t.relation for t in example.triples},
                 )
             )
-            dropped["no words"] += not found
-        return items, +dropped
+            if not found:
+                losses.add("no words", example.source)
+        return items, losses
 
     def collate(self, items):
         length = max(len(item) for item in items)

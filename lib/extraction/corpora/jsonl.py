@@ -3,13 +3,14 @@
 import json
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from lib.extraction.corpora.formats import refuse_other_formats
 from lib.extraction.jsontext import parse_json
 from lib.extraction.places import Occurrence
-from lib.extraction.triples import Example, example_from_json, example_to_json
+from lib.extraction.triples import REPEATED, Example, example_from_json, example_to_json
 
 __all__ = [
     "MalformedLinesError",
@@ -150,8 +151,8 @@ def read_counted(
         except ValueError as error:
             faults.append(f"{path}, line {number}: {error}")
             continue
-        examples.append(example)
-        dropped["triple repeated"] += len(record.get("triples", [])) - len(example.triples)
+        examples.append(replace(example, source=f"{path}, line {number}"))
+        dropped[REPEATED] += len(record.get("triples", [])) - len(example.triples)
     if faults:
         raise MalformedLinesError(faults)
     if not examples:

@@ -12,7 +12,7 @@ from lib.extraction.corpora.known import KNOWN, differs, fetch, say_licence
 from lib.extraction.corpora.published import unzip
 from lib.extraction.places import Occurrence
 from lib.extraction.synthetic import synthetic_corpus
-from lib.extraction.triples import Corpus, Example, digest
+from lib.extraction.triples import Corpus, Example, digest, trim_entities
 
 __all__ = ["check_relations", "describe_unknown", "load_corpus", "trained_relations"]
 
@@ -67,6 +67,8 @@ def load_corpus(
 
     Notes
     -----
+    White space and characters without width at the ends of entities are cut off, and counted in
+    ``notes``: annotation tools export them, and no model can find them.
     The licence of a published corpus is printed to stderr when it is first used on a machine.
     Triples of ``dev`` and ``test`` whose relation ``train`` lacks are counted in ``notes``. They
     stay: a model that was trained on ``train`` misses them.
@@ -210,8 +212,7 @@ def _published(name: str, folder: Path | None, split: str | None) -> Corpus:
         reading = known.reader(text, str(path))
         if not reading.examples:
             raise ValueError(f"{path}: the file holds no examples")
-        splits[split] = reading.examples
-        _count(split, reading, dropped, notes)
+        splits[split] = _take(split, reading, dropped, notes)
     return _corpus(name, known.licence, splits, dropped, notes, files, match=known.match)
 
 
@@ -246,19 +247,28 @@ def _own(name: str, paths: dict[str, Path], occurrence: Occurrence) -> Corpus:
         except MalformedLinesError as error:
             faults += error.faults
             continue
-        splits[split] = reading.examples
+        splits[split] = _take(split, reading, dropped, notes)
         files[path.name] = hashlib.sha256(path.read_bytes()).hexdigest()
-        _count(split, reading, dropped, notes)
     if faults:
         raise MalformedLinesError(faults)
     return _corpus(name, OWN_LICENCE, splits, dropped, notes, files, match="exact")
 
 
-def _count(split: str, reading: Reading, dropped: Counter[str], notes: Counter[str]) -> None:
-    """Add the counts of one file to those of the corpus."""
-    for total, counts in ((dropped, reading.dropped), (notes, reading.notes)):
-        for reason, count in counts.items():
-            total[f"{split}: {reason}"] += count
+def _take(
+    split: str, reading: Reading, dropped: Counter[str], notes: Counter[str]
+) -> tuple[Example, ...]:
+    """Return the examples of one file, their entities trimmed; add its counts to the corpus's."""
+    examples = []
+    every = [(reading.dropped, reading.notes)]
+    for example in reading.examples:
+        trimmed, *counts = trim_entities(example)
+        examples.append(trimmed)
+        every.append((counts[0], counts[1]))
+    for pair in every:
+        for total, counted in zip((dropped, notes), pair, strict=True):
+            for reason, count in counted.items():
+                total[f"{split}: {reason}"] += count
+    return tuple(examples)
 
 
 def _relations(examples: Iterable[Example]) -> set[str]:

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from lib.extraction.corpora.jsonl import Reading, parse_lines
 from lib.extraction.jsontext import parse_json
 from lib.extraction.places import best_places, places, whole_words
-from lib.extraction.triples import INSIDE_A_WORD, SEVERAL, Example, Span, Triple
+from lib.extraction.triples import INSIDE_A_WORD, REPEATED, SEVERAL, Example, Span, Triple
 
 __all__ = [
     "Reader",
@@ -28,7 +28,6 @@ __all__ = [
 ]
 
 NOT_IN_TEXT = "entity not in the text"
-REPEATED = "triple repeated"
 NOT_AN_END = "relation on a token that ends no entity"
 
 LOOSE_TAG = "entity that begins with an I- tag"
@@ -67,7 +66,8 @@ def read_conll04(data: bytes, where: str) -> Reading:
                     dropped[NOT_AN_END] += 1
         distinct = tuple(dict.fromkeys(triples))
         dropped[REPEATED] += len(triples) - len(distinct)
-        examples.append(Example(name, _text(rows), distinct))
+        source = f"{where}, line {rows[0].line}" if rows else where
+        examples.append(Example(name, _text(rows), distinct, source))
     return Reading(tuple(examples), +dropped, +notes)
 
 
@@ -295,7 +295,7 @@ def _place_all(
                 triples.append(Triple(places[subject], relation, places[object_]))
             else:
                 dropped[NOT_IN_TEXT] += 1
-        examples.append(Example(str(number), text, tuple(triples)))
+        examples.append(Example(str(number), text, tuple(triples), f"{where} {number}"))
     return Reading(tuple(examples), +dropped, +notes)
 
 

@@ -20,6 +20,7 @@ the whole batch: without dropout the result is the single process's up to roundi
 """
 
 from lib.extraction.training._inference import (
+    LostTripleWarning,
     TruncatedTextWarning,
     UnknownRelationWarning,
     evaluate,
@@ -38,6 +39,7 @@ from lib.extraction.training._settings import (
 
 __all__ = [
     "Extractor",
+    "LostTripleWarning",
     "Settings",
     "TruncatedTextWarning",
     "UnknownRelationWarning",

@@ -3,17 +3,17 @@
 import math
 import os
 import warnings
-from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from lib._extras import needs
-from lib.extraction.alignment import TRUNCATED
+from lib.extraction.alignment import TRUNCATED, Losses
 from lib.extraction.corpora import describe_unknown
 from lib.extraction.metrics import Match, Scores, evaluate_triples
 from lib.extraction.training._protocol import Extractor
+from lib.extraction.training._report import report_losses
 from lib.extraction.triples import Example, Triple
 
 with needs("extraction"):
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
 __all__ = [
+    "LostTripleWarning",
     "TruncatedTextWarning",
     "UnknownRelationWarning",
     "evaluate",
@@ -30,6 +31,10 @@ __all__ = [
     "predict",
     "score_items",
 ]
+
+
+class LostTripleWarning(UserWarning):
+    """Entities of triples do not begin and end where tokens do, so the model must miss them."""
 
 
 class TruncatedTextWarning(UserWarning):
@@ -50,9 +55,9 @@ def evaluate(
 ) -> Scores:
     """Extract from the examples' texts and compare with their triples.
 
-    What alignment drops still counts as missed, and so do triples of a relation that the model
-    cannot name, with one `UnknownRelationWarning` for all. Texts that are longer than the model
-    reads are cut, with one `TruncatedTextWarning` for all.
+    What alignment drops still counts as missed, with one `LostTripleWarning` for all, and so do
+    triples of a relation that the model cannot name, with one `UnknownRelationWarning`. Texts that
+    are longer than the model reads are cut, with one `TruncatedTextWarning` for all.
 
     Parameters
     ----------
@@ -80,8 +85,11 @@ def evaluate(
     if not examples:
         raise ValueError("expected at least one example to evaluate, got none")
     _warn_of_relations(examples, model.relations)
-    items, dropped = model.prepare(examples)
-    _warn_of_cuts(dropped[TRUNCATED], len(examples))
+    items, losses = model.prepare(examples)
+    lost = report_losses(losses, sum(len(example.triples) for example in examples))
+    if lost and make_accelerator().is_main_process:
+        warnings.warn(lost, LostTripleWarning, stacklevel=2)
+    _warn_of_cuts(losses[TRUNCATED], len(examples))
     return score_items(model, examples, items, match, batch_size, progress)
 
 
@@ -120,13 +128,13 @@ def predict(
     """
     examples = [Example(str(n), text, ()) for n, text in enumerate(texts)]
     try:
-        listed, dropped = model.prepare(examples)
+        listed, losses = model.prepare(examples)
         items = dict(enumerate(listed))
     except Exception:
         if failed is None:
             raise
-        items, dropped = _prepare_each(model, examples, failed)
-    _warn_of_cuts(dropped[TRUNCATED], len(texts))
+        items, losses = _prepare_each(model, examples, failed)
+    _warn_of_cuts(losses[TRUNCATED], len(texts))
     found = _extract(model, items, batch_size, progress, failed)
     return [
         tuple((triple, 1 / (1 + math.exp(-score))) for triple, score in found.get(index, ()))
@@ -168,18 +176,18 @@ def _warn_of_cuts(count: int, texts: int) -> None:
 
 def _prepare_each(
     model: Extractor, examples: Sequence[Example], failed: dict[int, Exception]
-) -> tuple[dict[int, Any], Counter[str]]:
+) -> tuple[dict[int, Any], Losses]:
     """Prepare the examples one by one; return the items of those with which it works."""
     items: dict[int, Any] = {}
-    dropped: Counter[str] = Counter()
+    losses = Losses()
     for index, example in enumerate(examples):
         try:
             (items[index],), counts = model.prepare([example])
         except Exception as error:  # whatever a tokenizer finds wrong with a text
             failed[index] = error
         else:
-            dropped += counts
-    return items, dropped
+            losses.update(counts)
+    return items, losses
 
 
 def _extract(

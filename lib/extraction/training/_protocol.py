@@ -1,6 +1,5 @@
 """What a model must offer to be trained by `lib.extraction.training`."""
 
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, Self
@@ -8,6 +7,7 @@ from typing import Any, Protocol, Self
 import torch
 from torch import Tensor
 
+from lib.extraction.alignment import Losses
 from lib.extraction.triples import Example, Triple
 
 __all__ = ["Extractor"]
@@ -43,8 +43,8 @@ class Extractor(Protocol):
     def save(self, folder: Path) -> None:
         """Write the model to a folder, whole or not at all."""
 
-    def prepare(self, examples: Sequence[Example]) -> tuple[list[Any], Counter[str]]:
-        """Return one item per example, in order, and what alignment dropped, by reason.
+    def prepare(self, examples: Sequence[Example]) -> tuple[list[Any], Losses]:
+        """Return one item per example, in order, and what alignment lost, by reason.
 
         ``len(item)`` is a length by which similar items are batched together.
         """

@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from lib._extras import needs
+from lib.extraction.alignment import Losses
 from lib.extraction.corpora import check_relations, describe_unknown, trained_relations
 from lib.extraction.locks import InUseError, hold
 from lib.extraction.metrics import Scores
@@ -33,6 +34,7 @@ from lib.extraction.records import (
 )
 from lib.extraction.training._inference import make_accelerator, score_items
 from lib.extraction.training._protocol import Extractor
+from lib.extraction.training._report import report_split
 from lib.extraction.training._settings import (
     Settings,
     ema_decay,
@@ -64,7 +66,8 @@ def train(
     Calling again with the same arguments after an interruption continues at the last finished
     epoch, and after the end returns the record at once, leaving `model` as it is. A corpus without
     dev split has every tenth training sentence, drawn by the seed, held out for it; this is said on
-    standard error and recorded.
+    standard error and recorded. Triples that cannot be told to the model, and entities that were
+    trimmed, are told there too, before the first epoch.
 
     Parameters
     ----------
@@ -93,8 +96,9 @@ def train(
     ------
     ValueError
         If the corpus has fewer than two sentences to train on, no triple, or relations in training
-        that the model lacks, `out` holds another run or something else, another process trains in
-        it, its checkpoint cannot be read, or the loss stops being finite.
+        that the model lacks, all triples of a split are lost, `out` holds another run or something
+        else, another process trains in it, its checkpoint cannot be read, or the loss stops being
+        finite.
     OSError
         If the disk is full. The last checkpoint is still good.
     """
@@ -255,6 +259,7 @@ class _Run:
     def fit(self, saved: dict[str, Any] | None) -> RunRecord:
         settings = self.settings
         prepared = {split: self.model.prepare(list(e)) for split, e in self.splits.items()}
+        self.say_losses({split: pair[1] for split, pair in prepared.items()})
         items = {split: pair[0] for split, pair in prepared.items()}
         lengths = [len(item) for item in items["train"]]
         if saved is not None:
@@ -309,6 +314,20 @@ class _Run:
             best_epoch=_best_epoch(self.epochs),
             scores=scores,
         )
+
+    def say_losses(self, losses: Mapping[str, Losses]) -> None:
+        """Say what each split holds and what of it is lost; refuse one of which nothing is left."""
+        reports = [
+            report_split(split, examples, losses[split], self.corpus.dropped, self.corpus.notes)
+            for split, examples in self.splits.items()
+        ]
+        for report in reports:
+            self.say(report.line, always=not report.silent)
+            if report.warning:
+                self.say(f"Warning: {report.warning}", always=True)
+        for report in reports:
+            if report.error:
+                raise ValueError(report.error)
 
     def finished(self) -> bool:
         done = len(self.epochs)
