@@ -1,6 +1,5 @@
 """What is left of a split for the model to learn, or to be found by it, in one line."""
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
@@ -20,7 +19,7 @@ class SplitReport(NamedTuple):
     warning: str
     """Empty, unless more than 5 % of the triples are lost."""
     error: str
-    """Empty, unless there are triples, and all of them are lost."""
+    """Empty, unless all of its triples are lost."""
     silent: bool
     """Whether nothing was lost or changed."""
 
@@ -76,10 +75,11 @@ def report_split(
     if lost > LOUD * total:
         warning = f"{split}: {lost} of {total} triples are lost ({lost / total:.0%}): they {fate}"
     known = len(triples) - losses[UNKNOWN_RELATION]
-    if (triples and of_tokens >= known > 0) or (split == "train" and not known):
-        what = f"none of the {len(triples)} triples" if triples else "there are no triples, so none"
-        of = _listed(Counter(unaligned) + Counter(unread), losses.first)
-        error = f"{split}: {what} can be told to the model" + (f": {of}" if of else "")
+    if of_tokens >= known > 0:
+        error = (
+            f"{split}: none of the {len(triples)} triples can be told to the model: "
+            f"{_listed(unaligned, losses.first)}"
+        )
     return SplitReport("; ".join(said), warning, error, not (unread or losses or trimmed))
 
 
