@@ -584,6 +584,27 @@ class TestStreamingLoss:
         assert 0 < largest < table / 8
         assert peak < table / 4
 
+    def test_causal_holds_no_table_of_cells(self):
+        """A diagonal band of a tile says what lies below; of all cells it took 16 MiB here."""
+        queries, keys = torch.randn(2, 1, 1, 4096, 4).requires_grad_()
+        positives = torch.full((1, 1, 1, 2), 3)
+        peaks = {}
+        for causal in (False, True):
+            with profile(profile_memory=True) as recorded:
+                streaming_zlpr_loss(queries, keys, positives, causal=causal).backward()
+            peaks[causal] = allocations(recorded)[1]
+        assert 0 < peaks[True] < peaks[False] + 2**20
+
+    def test_an_error_holds_no_table_either(self):
+        queries, keys = torch.ones(2, 1, 1, 4096, 1)
+        queries[..., 4000, 0] = keys[..., 4090, 0] = 1e20
+        with (
+            profile(profile_memory=True) as recorded,
+            pytest.raises(ValueError, match=r"\[0, 0, 4000, 4090\]"),
+        ):
+            streaming_zlpr_loss(queries, keys, torch.full((1, 1, 1, 2), -1), causal=True)
+        assert 0 < allocations(recorded)[1] < 2**22
+
     @pytest.mark.parametrize(
         ("change", "error", "message"),
         [

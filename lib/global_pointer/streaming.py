@@ -1,8 +1,7 @@
 """ZLPR of a standard pointer's tables, from queries and keys."""
 
 from collections.abc import Callable, Iterator
-from itertools import product
-from math import inf, nan
+from math import inf, nan, prod
 from typing import Any, NamedTuple
 
 import torch
@@ -14,7 +13,6 @@ from lib.global_pointer._arguments import (
     Shape,
     check_mask,
     check_positives,
-    keep_cells,
     kind,
     refuse_infinite,
     refuse_positives,
@@ -135,28 +133,21 @@ def _refuse_products(
     """Raise if a score that counts is NaN or infinite, or -inf at a positive. Reads values.
 
     Finite queries and keys can give these: products overflow. A negative at -inf adds nothing, as
-    it should. One table at a time is held, as on the way to the loss.
+    it should. One tile at a time is held, as on the way to the loss.
     """
-    shape = Shape(*queries.shape[:3])
-    cells = cells_of(positives, shape)
-    for batch, head in product(range(shape.batch), range(shape.heads)):
-        some = slice(batch, batch + 1)
-        with _checks.no_autocast(queries):
-            scores = queries[some, head] @ keys[some, head].mT + bias[head]
+    cells = cells_of(positives, Shape(*queries.shape[:3]))
+    table = cells.batch * queries.shape[1] + cells.head
+    for tile, scores in _tiles(queries, keys, bias, mask, causal, table, cells.row):
         bad = ~(scores < inf)
-        here = (cells.batch == batch) & (cells.head == head)
-        at_positives = 0, cells.row[here], cells.column[here]
-        bad[at_positives] |= scores[at_positives] == -inf
-        shown = None if mask is None else mask[some]
-        keep = keep_cells(Shape(1, 1, shape.length), shown, causal, scores)
-        if keep is not None:
-            bad = bad & keep
+        here = _places(tile, table, cells.row, cells.column)
+        bad[here] |= scores[here] == -inf
         if bool(bad.any()):
-            _, row, column = at = _refusals.first_true(bad)
+            number, row, column = at = _refusals.first_true(bad)
+            batch, head = divmod(tile.tables.start + number, queries.shape[1])
+            cell = (batch, head, tile.rows.start + row, tile.left + column)
             raise ValueError(
                 "queries and keys must have finite products where they count, got "
-                f"{scores[at].item()} at (queries @ keys.mT + bias)"
-                f"[{batch}, {head}, {row}, {column}]"
+                f"{scores[at].item()} at {_refusals.place('(queries @ keys.mT + bias)', cell)}"
             )
 
 
@@ -206,10 +197,11 @@ def _table_losses(
 
 
 class _Tile(NamedTuple):
-    """Some rows of some tables: all rows of several, or several rows of one."""
+    """Rows of tables, from a column on: all rows of several tables, or several rows of one."""
 
     tables: slice
     rows: slice
+    left: int
     positives: slice
 
 
@@ -274,10 +266,10 @@ class _Streaming(torch.autograd.Function):
             part.sub_(shifts[tile.tables, None, None]).mul_(LOG2_E).exp2_()
             part.mul_(factors[tile.tables, None, None])
             part[_places(tile, table, row, column)] = pulls[tile.positives]
+            starts, ends = (tile.tables, tile.rows), (tile.tables, slice(tile.left, None))
             with _checks.no_autocast(queries):
-                some_queries = by_table[0][tile.tables, tile.rows]
-                torch.bmm(part, by_table[1][tile.tables], out=by_table[2][tile.tables, tile.rows])
-                by_table[3][tile.tables].baddbmm_(part.mT, some_queries)
+                torch.bmm(part, by_table[1][ends], out=by_table[2][starts])
+                by_table[3][ends].baddbmm_(part.mT, by_table[0][starts])
             to_bias[tile.tables] += part.sum((1, 2))
         return to_queries, to_keys, to_bias.view_as(upstream).sum(0), None, None, None
 
@@ -295,15 +287,18 @@ def _tiles(
     table: Tensor,
     row: Tensor,
 ) -> Iterator[tuple[_Tile, Tensor]]:
-    """Tiles with their scores, -inf on cells that do not count, in a buffer that is used again."""
+    """Tiles with their scores, -inf on cells that do not count, in a buffer that is used again.
+
+    Under causal a tile begins at the column of its first row: those before it are not computed.
+    """
     batch, heads, length, _ = queries.shape
     count = batch * heads
     tables = max(1, min(count, _TILE_CELLS // length**2))
-    rows = length if tables > 1 else max(1, min(length, _TILE_CELLS // length))
-    places = [(t, r) for t in range(0, count, tables) for r in range(0, length, rows)]
-    edges = torch.tensor([t * length + r for t, r in places] + [count * length])
+    high = length if tables > 1 else max(1, min(length, _TILE_CELLS // length))
+    places = [(t, r) for t in range(0, count, tables) for r in range(0, length, high)]
+    edges = torch.tensor([t * length + r for t, r in places] + [count * length], device="cpu")
     found = torch.searchsorted((table * length + row).cpu(), edges).tolist()
-    buffer = queries.new_empty((tables, rows, length))
+    buffer = queries.new_empty(tables * high * length)
     flat_queries, flat_keys = queries.flatten(0, 1), keys.flatten(0, 1)
     by_row = bias.repeat(batch).view(-1, 1, 1)
     by_column = None
@@ -311,21 +306,21 @@ def _tiles(
         hidden = torch.zeros_like(mask, dtype=bias.dtype).masked_fill_(~mask, -inf)
         hidden = hidden.repeat_interleave(heads, 0)
         by_row, by_column = by_row + hidden.unsqueeze(2), hidden.unsqueeze(1)
-    below = None
-    if causal:
-        below = torch.ones(length, length, dtype=torch.bool, device=queries.device).tril_(-1)
+    below = queries.new_ones((high, high), dtype=torch.bool).tril_(-1)  # no larger than a tile
     for (first, top), start, stop in zip(places, found[:-1], found[1:], strict=True):
         some = slice(first, min(first + tables, count))
-        here = slice(top, min(top + rows, length))
-        part = buffer[: some.stop - some.start, : here.stop - here.start]
+        here = slice(top, min(top + high, length))
+        left, rows = (top if causal else 0), here.stop - top
+        of_tile = (some.stop - first, rows, length - left)
+        part = buffer[: prod(of_tile)].view(of_tile)
         with _checks.no_autocast(queries):
-            torch.bmm(flat_queries[some, here], flat_keys[some].mT, out=part)
+            torch.bmm(flat_queries[some, here], flat_keys[some, left:].mT, out=part)
         part.add_(by_row[some] if by_column is None else by_row[some, here])
         if by_column is not None:
-            part.add_(by_column[some])
-        if below is not None:
-            part.masked_fill_(below[here], -inf)
-        yield _Tile(some, here, slice(start, stop)), part
+            part.add_(by_column[some, :, left:])
+        if causal:
+            part[:, :, :rows].masked_fill_(below[:rows, :rows], -inf)
+        yield _Tile(some, here, left, slice(start, stop)), part
 
 
 def _places(
@@ -333,7 +328,11 @@ def _places(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Where the positives of a tile stand in it."""
     some = tile.positives
-    return table[some] - tile.tables.start, row[some] - tile.rows.start, column[some]
+    return (
+        table[some] - tile.tables.start,
+        row[some] - tile.rows.start,
+        column[some] - tile.left,
+    )
 
 
 def _by_autograd(
