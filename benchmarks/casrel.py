@@ -150,7 +150,7 @@ class GPLinkerOracle:
         self.collate = model.collate_texts
         self.found = model.entities.spans
         model.entities.spans = self.spans
-        for role, pointer in (("head", model.heads), ("tail", model.tails)):
+        for role, pointer in (("head", model.head_links), ("tail", model.tail_links)):
             pointer.blocks = self.blocks(role, pointer.blocks)
         model.collate_texts = self.collate_texts
 

@@ -119,7 +119,7 @@ def filled_as_published(
     hide = ~batch["cells"]
     losses = []
     for pointer, name in zip(
-        (model.entities, model.heads, model.tails), Tables._fields, strict=True
+        (model.entities, model.head_links, model.tail_links), Tables._fields, strict=True
     ):
         pair, start, end = cast(EfficientGlobalPointer, pointer).parts(hidden)
         scores = pair.unsqueeze(1) + start.unsqueeze(3) + end.unsqueeze(2)

@@ -8,6 +8,7 @@ mark a bad row by the value NaN instead of raising.
 """
 
 import operator
+from math import inf
 from typing import Literal, SupportsIndex, cast
 
 import torch
@@ -24,6 +25,7 @@ __all__ = [
     "check_logits",
     "check_mask",
     "check_reduction",
+    "check_threshold",
     "compute_dtype",
     "no_autocast",
     "not_binary",
@@ -86,6 +88,12 @@ def as_index(name: str, value: object) -> int:
     except TypeError:
         pass
     raise TypeError(f"{name} must be an int, got {type(value).__name__}")
+
+
+def check_threshold(name: str, threshold: float) -> None:
+    """Raise unless ``threshold`` is a finite number."""
+    if not -inf < threshold < inf:
+        raise ValueError(f"{name} must be a finite number, got {threshold}")
 
 
 def check_reduction(reduction: str) -> None:

@@ -276,6 +276,25 @@ def test_refusals():
         power_bce_loss(logits, targets, 2, mask=logits)
 
 
+def test_without_a_look_at_the_values():
+    """A bad value makes its cell or token NaN, the others stay; as where values cannot be read."""
+    logits = torch.tensor([[0.5, -1.0, math.nan, INF, -INF, 2.0]])
+    targets = torch.tensor([[1.0, 0.0, 0.0, 0.0, 1.0, 0.5]])
+    options = {"reduction": "none", "validate": False}
+    found = power_bce_loss(logits, targets, 2, **options)
+    assert found.isnan().tolist() == [[False, False, True, True, True, True]]
+    assert torch.equal(
+        found[:, :2], power_bce_loss(logits[:, :2], targets[:, :2], 2, reduction="none")
+    )
+    tokens = half_pointer_loss(logits.view(1, 3, 2), targets.view(1, 3, 2), power=2, **options)
+    assert tokens.isnan().tolist() == [[False, True, True]]
+    mask = torch.tensor([[True, False, False]])
+    loss = half_pointer_loss(
+        logits.view(1, 3, 2), targets.view(1, 3, 2), power=2, mask=mask, validate=False
+    )
+    assert loss == tokens[0, 0]
+
+
 def test_where_values_cannot_be_read():
     logits = torch.tensor([[0.5, -1.0, 25.0, math.nan]])
     targets = torch.tensor([[1.0, 0.0, 0.0, 0.0]])
@@ -394,7 +413,9 @@ def test_half_pointer_ignores_what_stands_under_the_mask():
     logits[0, 2] = math.nan
     logits.requires_grad_()
     mask = torch.tensor([[True, True, False]])
-    loss = half_pointer_loss(logits, torch.zeros(1, 3, 2), power=2, mask=mask)
+    targets = torch.zeros(1, 3, 2)
+    targets[0, 2] = -1  # unknown
+    loss = half_pointer_loss(logits, targets, power=2, mask=mask)
     (slopes,) = torch.autograd.grad(loss, logits)
     assert loss.item() == pytest.approx(-math.log(0.75))
     assert (slopes[0, 2] == 0).all()
@@ -509,7 +530,7 @@ def test_distribution_against_draws():
 
 
 def test_distribution_refuses():
-    with raises(ValueError, "a subject needs 0 <= start <= end, got (3, 2)"):
+    with raises(ValueError, "subjects must have 0 <= start <= end, got (3, 2)"):
         subject_distribution([(3, 2)])
     with raises(ValueError, "subjects must be all different, got (0, 2) twice"):
         subject_distribution([(0, 2), (1, 1), (0, 2)])

@@ -2,17 +2,25 @@
 
 import copy
 import math
+import warnings
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
+from torch.nn.utils import parametrize
 
 from lib.global_pointer import EfficientGlobalPointer, GlobalPointer, PointerParts, apply_rope
 from lib.zlpr import sparse_zlpr_loss
 
 POINTERS = (GlobalPointer, EfficientGlobalPointer)
+LAYERS = [
+    (GlobalPointer, "projection"),
+    (EfficientGlobalPointer, "projection"),
+    (EfficientGlobalPointer, "head_scores"),
+]
 
 
 def random(*shape, seed=0, dtype=torch.float64):
@@ -120,11 +128,11 @@ class TestRope:
     @pytest.mark.parametrize(
         ("x", "base", "error", "message"),
         [
-            ([1.0], 10.0, TypeError, "x: expected a floating-point tensor, got list"),
+            ([1.0], 10.0, TypeError, "x must be a floating-point tensor, got list"),
             (torch.ones(2, 2, dtype=torch.int64), 10.0, TypeError, "got torch.int64"),
-            (torch.ones(4), 10.0, ValueError, r"x: expected shape \(\.\.\., L, d\).* got \(4,\)"),
+            (torch.ones(4), 10.0, ValueError, r"x must have shape \(\.\.\., L, d\).* got \(4,\)"),
             (torch.ones(2, 3), 10.0, ValueError, r"d even, got \(2, 3\)"),
-            (torch.ones(2, 2), 1.0, ValueError, "base: expected a number above 1, got 1.0"),
+            (torch.ones(2, 2), 1.0, ValueError, "base must be above 1, got 1.0"),
         ],
     )
     def test_errors(self, x, base, error, message):
@@ -282,11 +290,11 @@ class TestBlocks:
     @pytest.mark.parametrize(
         ("rows", "error", "message"),
         [
-            ([[0]], ValueError, "rows: expected one tensor per text, 2, got 1"),
-            ([[0], [5]], ValueError, r"rows\[1\]: expected positions in \[0, 5\), got 5"),
-            ([[-1], [0]], ValueError, r"rows\[0\]: expected positions in \[0, 5\), got -1"),
-            ([[0.0], [0]], TypeError, r"rows\[0\]: expected a torch.int64 tensor, got .*float32"),
-            ([[[0]], [0]], ValueError, r"rows\[0\]: expected one dimension, got \(1, 1\)"),
+            ([[0]], ValueError, "rows must hold one tensor for each of 2 texts, got 1"),
+            ([[0], [5]], ValueError, r"rows\[1\] must hold positions in \[0, 5\), got 5"),
+            ([[-1], [0]], ValueError, r"rows\[0\] must hold positions in \[0, 5\), got -1"),
+            ([[0.0], [0]], TypeError, r"rows\[0\] must be a torch.int64 tensor, got .*float32"),
+            ([[[0]], [0]], ValueError, r"rows\[0\] must have one dimension, got shape \(1, 1\)"),
         ],
     )
     def test_errors(self, kind, rows, error, message):
@@ -294,6 +302,115 @@ class TestBlocks:
         columns = [torch.tensor([0])] * 2
         with pytest.raises(error, match=message):
             pointer.blocks(torch.zeros(2, 5, 4), [torch.tensor(r) for r in rows], columns)
+
+    @pytest.mark.parametrize("kind", POINTERS)
+    def test_where_positions_cannot_be_read(self, kind):
+        """Under vmap and compile: the same blocks; an index below 0 does not count from the end."""
+        torch.manual_seed(0)
+        pointer, hidden = kind(4, 2, 2), random(3, 2, 5, 4, dtype=torch.float32)
+        rows, columns = [torch.tensor([0, 3])] * 2, [torch.tensor([4])] * 2
+
+        def blocks(states, rows=rows):
+            return pointer.blocks(states, rows, columns)
+
+        expected = [torch.stack(x) for x in zip(*map(blocks, hidden), strict=True)]
+        for found, right in zip(torch.vmap(blocks)(hidden), expected, strict=True):
+            torch.testing.assert_close(found, right)
+        compiled = torch.compile(blocks, fullgraph=True, backend="aot_eager")
+        for found, right in zip(compiled(hidden[0]), blocks(hidden[0]), strict=True):
+            torch.testing.assert_close(found, right)
+        for call in (compiled, torch.vmap(blocks, in_dims=(0, None))):
+            with pytest.raises((RuntimeError, IndexError)):
+                call(hidden if call is not compiled else hidden[0], [torch.tensor([-1])] * 2)
+
+
+class TestLayers:
+    """A pointer calls its layers: what tools hang on a layer takes part in the score."""
+
+    ways = ("forward", "loss", "spans", "blocks")
+
+    def results(self, pointer, hidden):
+        positives = torch.tensor([[[[0, 1]], [[2, 2]]]])
+        everything = [torch.arange(5)]
+        spans = pointer.spans(hidden)
+        found = {
+            "forward": pointer(hidden),
+            "loss": pointer.loss(hidden, positives),
+            "spans": torch.cat((spans.cells.float().flatten(), spans.scores)),
+            "blocks": pointer.blocks(hidden, everything, everything)[0],
+        }
+        if isinstance(pointer, EfficientGlobalPointer):
+            found |= pointer.parts(hidden)._asdict()
+        return found
+
+    def pointers(self, kind):
+        torch.manual_seed(0)
+        pointer = kind(6, 2, 4, bias_start=0.5)
+        return pointer, copy.deepcopy(pointer), random(1, 5, 6, dtype=torch.float32)
+
+    def agree(self, changed, expected, plain, hidden):
+        """The first two give the same, the third another thing."""
+        found, right, other = (self.results(x, hidden) for x in (changed, expected, plain))
+        for name in right:
+            torch.testing.assert_close(found[name], right[name], msg=name)
+        for name in self.ways:
+            assert other[name].shape != right[name].shape or not torch.equal(
+                other[name], right[name]
+            ), name
+
+    @pytest.mark.parametrize(("kind", "name"), LAYERS)
+    def test_adapters(self, kind, name):
+        class LowRank(nn.Module):
+            """A layer beside a frozen one, without any attribute of a linear layer."""
+
+            def __init__(self, layer):
+                super().__init__()
+                self.layer = layer
+                self.more = nn.Linear(layer.in_features, layer.out_features, bias=False)
+
+            def forward(self, x):
+                return self.layer(x) + self.more(x)
+
+        pointer, plain, hidden = self.pointers(kind)
+        expected, adapter = copy.deepcopy(plain), LowRank(getattr(pointer, name))
+        with torch.no_grad():
+            getattr(expected, name).weight += adapter.more.weight
+        setattr(pointer, name, adapter)
+        self.agree(pointer, expected, plain, hidden)
+        pointer.loss(hidden, torch.tensor([[[[0, 1]], [[2, 2]]]])).backward()
+        assert adapter.more.weight.grad.abs().sum() > 0
+
+    @pytest.mark.parametrize(("kind", "name"), LAYERS)
+    def test_hooks(self, kind, name):
+        pointer, plain, hidden = self.pointers(kind)
+        expected = copy.deepcopy(plain)
+        with torch.no_grad():
+            for parameter in getattr(expected, name).parameters():
+                parameter *= 3
+        getattr(pointer, name).register_forward_hook(lambda _m, _i, out: 3 * out)
+        self.agree(pointer, expected, plain, hidden)
+
+    @pytest.mark.parametrize(("kind", "name"), LAYERS)
+    def test_parametrisation(self, kind, name):
+        pointer, plain, hidden = self.pointers(kind)
+        expected = copy.deepcopy(plain)
+        with torch.no_grad():
+            getattr(expected, name).weight.copy_(getattr(plain, name).weight.tanh())
+        parametrize.register_parametrization(getattr(pointer, name), "weight", nn.Tanh())
+        self.agree(pointer, expected, plain, hidden)
+
+    @pytest.mark.parametrize("kind", POINTERS)
+    def test_dynamic_quantisation(self, kind):
+        torch.manual_seed(0)
+        pointer, hidden = kind(6, 2, 4), random(1, 5, 6, dtype=torch.float32)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            quantised = torch.ao.quantization.quantize_dynamic(pointer, {nn.Linear})
+        assert not any(type(part) is nn.Linear for part in quantised.modules())
+        scores, exact = quantised(hidden), pointer(hidden)
+        kept = exact.isfinite()
+        assert 0 < (scores - exact)[kept].abs().max() < 0.05
+        assert quantised.loss(hidden, torch.full((1, 2, 1, 2), -1)).isfinite()
 
 
 class TestParameters:
@@ -338,6 +455,11 @@ class TestParameters:
         for kind in POINTERS:
             assert "heads=3, causal=False, rope=True" in repr(kind(8, 3, 4, causal=False))
 
+    def test_every_layer_is_tried(self):
+        for kind in POINTERS:
+            names = {name for owner, name in LAYERS if owner is kind}
+            assert names == {name for name, _ in kind(6, 2, 4).named_children()}
+
 
 class TestPrecision:
     @pytest.mark.parametrize("kind", POINTERS)
@@ -373,6 +495,22 @@ class TestPrecision:
         loss = sparse_zlpr_loss(scores.flatten(-2), torch.zeros(2, 3, 1, dtype=torch.int64))
         assert loss.isfinite()
 
+    def test_head_scores_are_float32_under_autocast_alone(self):
+        """Their layer is called on its weights' dtype: half-precision weights round the result."""
+        torch.manual_seed(0)
+        pointer = EfficientGlobalPointer(16, 3, 8, bias_start=-8.0)
+        hidden = random(2, 9, 16, dtype=torch.float32)
+        seen = []
+        pointer.head_scores.register_forward_hook(lambda _m, _i, out: seen.append(out.dtype))
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            parts = pointer.parts(hidden)
+        pointer.bfloat16()
+        rounded = pointer.parts(hidden.bfloat16())
+        assert seen == [torch.float32, torch.bfloat16]
+        assert not torch.equal(parts.start, parts.start.bfloat16())
+        assert torch.equal(rounded.start, rounded.start.bfloat16())
+        assert {part.dtype for part in (*parts, *rounded)} == {torch.float32}
+
     @pytest.mark.parametrize("kind", POINTERS)
     def test_float64_stays_float64(self, kind):
         assert kind(6, 2, 4).double()(random(1, 3, 6)).dtype == torch.float64
@@ -398,16 +536,24 @@ class TestErrors:
     @pytest.mark.parametrize(
         ("arguments", "error", "message"),
         [
-            ((8, 2.0, 4), TypeError, "heads: expected an int, got float"),
-            ((True, 2, 4), TypeError, "hidden_size: expected an int, got bool"),
-            ((0, 2, 4), ValueError, "hidden_size: expected at least 1, got 0"),
-            ((8, 2, -4), ValueError, "head_size: expected at least 1, got -4"),
-            ((8, 2, 5), ValueError, "head_size: expected an even number for RoPE, got 5"),
+            ((8, 2.0, 4), TypeError, "heads must be an int, got float"),
+            ((True, 2, 4), TypeError, "hidden_size must be an int, got bool"),
+            ((0, 2, 4), ValueError, "hidden_size must be at least 1, got 0"),
+            ((8, 2, -4), ValueError, "head_size must be at least 1, got -4"),
+            ((8, 2, 5), ValueError, "head_size must be even for RoPE, got 5"),
         ],
     )
     def test_sizes(self, kind, arguments, error, message):
         with pytest.raises(error, match=message):
             kind(*arguments)
+
+    @pytest.mark.parametrize("kind", POINTERS)
+    def test_any_integer_is_a_size(self, kind):
+        pointer = kind(np.int64(8), torch.tensor(2), np.uint8(4))
+        assert [type(x) for x in (pointer.hidden_size, pointer.heads, pointer.head_size)] == [
+            int
+        ] * 3
+        assert pointer(torch.zeros(1, 3, 8)).shape == (1, 2, 3, 3)
 
     @pytest.mark.parametrize("kind", POINTERS)
     def test_odd_head_size_is_fine_without_rope(self, kind):
@@ -417,17 +563,22 @@ class TestErrors:
     @pytest.mark.parametrize(
         ("hidden", "mask", "error", "message"),
         [
-            (torch.zeros(1, 3, 8, dtype=torch.long), None, TypeError, "hidden: .*got torch.int64"),
-            ("states", None, TypeError, "hidden: expected a floating-point tensor, got str"),
-            (torch.zeros(3, 8), None, ValueError, r"hidden: .*\(B, L, 8\), got \(3, 8\)"),
+            (
+                torch.zeros(1, 3, 8, dtype=torch.long),
+                None,
+                TypeError,
+                "hidden must .*got torch.int64",
+            ),
+            ("states", None, TypeError, "hidden must be a floating-point tensor, got str"),
+            (torch.zeros(3, 8), None, ValueError, r"hidden must .*\(B, L, 8\), got \(3, 8\)"),
             (torch.zeros(1, 3, 7), None, ValueError, r"\(B, L, 8\), got \(1, 3, 7\)"),
-            (torch.zeros(1, 3, 8), torch.ones(1, 3), TypeError, "mask: .*bool.*torch.float32"),
-            (torch.zeros(1, 3, 8), [True] * 3, TypeError, "mask: expected a bool tensor, got list"),
+            (torch.zeros(1, 3, 8), torch.ones(1, 3), TypeError, "mask must .*bool.*torch.float32"),
+            (torch.zeros(1, 3, 8), [True] * 3, TypeError, "mask must be a bool tensor, got list"),
             (
                 torch.zeros(1, 3, 8),
                 torch.ones(1, 4, dtype=torch.bool),
                 ValueError,
-                r"mask: expected shape \(1, 3\) like hidden, got \(1, 4\)",
+                r"mask must have shape \(1, 3\), got \(1, 4\)",
             ),
         ],
     )
@@ -436,5 +587,5 @@ class TestErrors:
             kind(8, 2, 4)(hidden, mask)
 
     def test_input_of_parts(self):
-        with pytest.raises(ValueError, match=r"hidden: expected shape \(B, L, 8\)"):
+        with pytest.raises(ValueError, match=r"hidden must have shape \(B, L, 8\)"):
             EfficientGlobalPointer(8, 2, 4).parts(torch.zeros(2, 8))

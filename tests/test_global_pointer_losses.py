@@ -663,31 +663,149 @@ class TestStreamingLoss:
         torch.testing.assert_close(there.cpu(), here, rtol=1e-5, atol=0)
 
 
+class TestWithoutALook:
+    """``validate=False``: a bad value makes the losses that see it NaN, and no others."""
+
+    changes = (
+        ({}, [[0, 0, 0], [0, 0, 0]]),
+        ({"positive": (0, 6)}, [[0, 1, 0], [0, 0, 0]]),
+        ({"positive": (-2, 0)}, [[0, 1, 0], [0, 0, 0]]),
+        ({"positive": (-1, 0)}, [[0, 1, 0], [0, 0, 0]]),
+        ({"positive": (3, 1)}, [[0, 1, 0], [0, 0, 0]]),
+        ({"positive": (1, 5)}, [[0, 1, 0], [0, 0, 0]]),  # masked
+        ({"queries": math.nan}, None),
+        ({"queries": INF}, None),
+        ({"end": math.nan}, [[0, 0, 0], [0, 0, 1]]),
+        ({"end": INF}, [[0, 0, 0], [0, 0, 1]]),
+        ({"start": math.nan}, [[0, 0, 0], [0, 0, 1]]),
+        ({"start": INF}, [[0, 0, 0], [0, 0, 1]]),
+        ({"start": -INF}, [[0, 0, 0], [0, 0, 1]]),  # of a positive
+    )
+
+    @pytest.mark.parametrize(("change", "expected"), changes)
+    @pytest.mark.parametrize("pairs", ["table", "queries and keys"])
+    @pytest.mark.usefixtures("path")
+    def test_factorised(self, change, expected, pairs):
+        queries, keys = torch.randn(2, 2, 6, 2)
+        (_, start, end), positives = example(dtype=torch.float32)
+        mask = torch.tensor([[True] * 5 + [False], [True] * 6])
+        positives[1, 2, 0] = torch.tensor([1, 2])
+        positives[0, 1, 0] = torch.tensor(change.get("positive", (2, 2)))
+        start[1, 2, 1] = change.get("start", start[1, 2, 1])
+        end[1, 2, 4] = change.get("end", end[1, 2, 4])
+        queries[1, 2, 0] = change.get("queries", queries[1, 2, 0])
+        if "queries" in change:
+            expected = [[0, 0, 0], [1, 1, 1]]
+        pair = queries @ keys.mT if pairs == "table" else (queries, keys)
+        options = {"mask": mask, "causal": True, "reduction": "none"}
+        loss = factorised_zlpr_loss(pair, start, end, positives, validate=False, **options)
+        assert loss.isnan().int().tolist() == expected
+        if not change:
+            clean = factorised_zlpr_loss(pair, start, end, positives, **options)
+            torch.testing.assert_close(loss, clean)
+
+    @pytest.mark.parametrize(("change", "expected"), changes[:8])
+    @pytest.mark.parametrize("tile", [1 << 17, 7])
+    def test_streaming(self, monkeypatch, change, expected, tile):
+        monkeypatch.setattr(streaming, "_TILE_CELLS", tile)
+        queries, keys = torch.randn(2, 2, 3, 6, 2)
+        _, positives = example()
+        mask = torch.tensor([[True] * 5 + [False], [True] * 6])
+        positives[0, 1, 0] = torch.tensor(change.get("positive", (2, 2)))
+        queries[1, 0, 2, 0] = change.get("queries", queries[1, 0, 2, 0])
+        if "queries" in change:
+            expected = [[0, 0, 0], [1, 0, 0]]
+        options = {"mask": mask, "causal": True, "reduction": "none"}
+        loss = streaming_zlpr_loss(queries, keys, positives, validate=False, **options)
+        assert loss.isnan().int().tolist() == expected
+        if not change:
+            clean = streaming_zlpr_loss(queries, keys, positives, **options)
+            torch.testing.assert_close(loss, clean)
+
+    @pytest.mark.parametrize("kind", [GlobalPointer, EfficientGlobalPointer])
+    def test_modules(self, kind):
+        pointer, hidden = kind(6, 1, 4), torch.zeros(1, 3, 6)
+        bad = torch.tensor([[[[0, 3]]]])
+        with pytest.raises(ValueError, match=r"got positives\[0, 0, 0\] = \(0, 3\)"):
+            pointer.loss(hidden, bad)
+        assert pointer.loss(hidden, bad, validate=False).isnan()
+
+
+class TestNoCells:
+    """Texts of no length, and no texts: no spans, loss 0, gradient 0."""
+
+    @pytest.mark.parametrize("kind", [GlobalPointer, EfficientGlobalPointer])
+    @pytest.mark.parametrize(("batch", "length"), [(2, 0), (0, 3), (0, 0)])
+    @pytest.mark.parametrize("masked", [True, False])
+    @pytest.mark.parametrize("validate", [True, False])
+    def test_modules(self, kind, batch, length, masked, validate):
+        pointer = kind(6, 3, 4, bias_start=1.0)
+        hidden = torch.zeros(batch, length, 6, requires_grad=True)
+        mask = torch.ones(batch, length, dtype=torch.bool) if masked else None
+        assert pointer(hidden, mask).shape == (batch, 3, length, length)
+        spans = pointer.spans(hidden, mask)
+        assert spans.cells.shape == (0, 4)
+        assert spans.scores.shape == (0,)
+        assert spans.cells.dtype == torch.int64
+        nothing = [torch.zeros(0, dtype=torch.int64)] * batch
+        assert [b.shape for b in pointer.blocks(hidden, nothing, nothing)] == [(3, 0, 0)] * batch
+        positives = torch.full((batch, 3, 2, 2), -1)
+        for reduction in ("none", "mean", "sum"):
+            loss = pointer.loss(hidden, positives, mask, reduction=reduction, validate=validate)
+            assert loss.shape == ((batch, 3) if reduction == "none" else ())
+            assert (loss == 0).all()
+            gradients = torch.autograd.grad(loss.sum(), [hidden, *pointer.parameters()])
+            assert all((gradient == 0).all() for gradient in gradients)
+
+    @pytest.mark.parametrize("kind", [GlobalPointer, EfficientGlobalPointer])
+    def test_a_positive_is_still_an_error(self, kind):
+        pointer, hidden = kind(6, 1, 4), torch.zeros(2, 0, 6)
+        positives = torch.tensor([[[[-1, -1]]], [[[0, 0]]]])
+        with pytest.raises(ValueError, match=r"in \[0, 0\).*positives\[1, 0, 0\] = \(0, 0\)"):
+            pointer.loss(hidden, positives)
+        loss = pointer.loss(hidden, positives, validate=False, reduction="none")
+        assert loss.isnan().tolist() == [[False], [True]]
+
+    @pytest.mark.parametrize("kind", [GlobalPointer, EfficientGlobalPointer])
+    def test_every_position_masked(self, kind):
+        pointer = kind(6, 3, 4, bias_start=1.0)
+        hidden, mask = torch.randn(2, 4, 6), torch.zeros(2, 4, dtype=torch.bool)
+        assert len(pointer.spans(hidden, mask).cells) == 0
+        loss = pointer.loss(hidden, torch.full((2, 3, 1, 2), -1), mask)
+        assert loss == 0
+        loss.backward()
+        assert all((parameter.grad == 0).all() for parameter in pointer.parameters())
+
+
 class TestSpans:
     def test_identical_to_the_filled_tables(self):
         """Cells and scores, bit by bit, also where all rows stay and where none does."""
-        found = 0
-        for parts in hard_parts(600):
+        found = dict.fromkeys((0.0, 0.1, -3.3, 20.0), 0)
+        for seed, parts in enumerate(hard_parts(600)):
             keep = counting(tuple(parts.start.shape), parts.mask, parts.causal)
             scores = filled(*parts.scores()).masked_fill(~keep, -INF)
-            spans = factorised_spans(*parts.scores(), mask=parts.mask, causal=parts.causal)
-            assert torch.equal(spans.cells, (scores > 0).nonzero()), parts.name
-            assert torch.equal(spans.scores, scores[scores > 0]), parts.name
-            found += len(spans.cells)
-        assert found > 1000
+            threshold = list(found)[seed % 4]
+            spans = factorised_spans(
+                *parts.scores(), mask=parts.mask, causal=parts.causal, threshold=threshold
+            )
+            assert torch.equal(spans.cells, (scores > threshold).nonzero()), parts.name
+            assert torch.equal(spans.scores, scores[scores > threshold]), parts.name
+            found[threshold] += len(spans.cells)
+        assert min(found.values()) > 1000
 
     def test_rounding_does_not_lose_a_cell_on_the_edge(self):
         generator = torch.Generator().manual_seed(0)
         chosen = 0
-        for _ in range(200):
+        for threshold in (0.0, 0.1, -0.2) * 70:
             pair, start, end = (
                 torch.randint(-3, 4, shape, generator=generator) * 0.1
                 for shape in ((1, 5, 5), (1, 2, 5), (1, 2, 5))
             )
             start = start - 0.3
             scores = filled(pair, start, end)
-            chosen += int(((scores > 0) & (scores < 1e-6)).sum())
-            assert torch.equal(factorised_spans(pair, start, end).cells, (scores > 0).nonzero())
+            chosen += int(((scores > threshold) & (scores < threshold + 1e-6)).sum())
+            spans = factorised_spans(pair, start, end, threshold=threshold)
+            assert torch.equal(spans.cells, (scores > threshold).nonzero())
         assert chosen > 0
 
     @pytest.mark.parametrize("kind", [GlobalPointer, EfficientGlobalPointer])
@@ -700,9 +818,11 @@ class TestSpans:
         positives = torch.full((2, 3, 2, 2), -1)
         positives[0, 1, 0] = torch.tensor([1, 2])
         scores = pointer(hidden, mask)
-        spans = pointer.spans(hidden, mask)
-        assert torch.equal(spans.cells, (scores > 0).nonzero())
-        torch.testing.assert_close(spans.scores, scores[scores > 0])
+        for threshold in (0.0, -0.3, 0.2):
+            spans = pointer.spans(hidden, mask, threshold=threshold)
+            assert torch.equal(spans.cells, (scores > threshold).nonzero())
+            torch.testing.assert_close(spans.scores, scores[scores > threshold])
+        assert torch.equal(pointer.spans(hidden, mask).cells, (scores > 0).nonzero())
         loss = pointer.loss(hidden, positives, mask, reduction="none")
         keep = counting((2, 3, 7), mask, causal)
         true = dense_losses(scores.double(), positive_table((2, 3, 7), positives), keep)
@@ -736,6 +856,35 @@ class TestSpans:
         spans = pointer.spans(hidden, mask)
         assert torch.equal(spans.cells, clean.cells)
         assert torch.equal(spans.scores, clean.scores)
+
+    @pytest.mark.parametrize("kind", [GlobalPointer, EfficientGlobalPointer])
+    @pytest.mark.parametrize("threshold", [math.nan, INF, -INF])
+    def test_a_threshold_is_a_number(self, kind, threshold):
+        with pytest.raises(ValueError, match=f"threshold must be a finite number, got {threshold}"):
+            kind(4, 1, 2).spans(torch.zeros(1, 3, 4), threshold=threshold)
+
+    @pytest.mark.parametrize("kind", [GlobalPointer, EfficientGlobalPointer])
+    def test_compiled_is_one_graph_for_any_number_of_spans(self, kind):
+        torch.manual_seed(0)
+        pointer = kind(6, 3, 4, bias_start=0.1)
+
+        def find(hidden, mask, threshold=0.0):
+            spans = pointer.spans(hidden, mask, threshold=threshold)
+            return spans.cells + 1, spans.scores * 2
+
+        compiled = torch.compile(find, fullgraph=True, backend="aot_eager", dynamic=True)
+        counts = set()
+        for batch, length in ((2, 7), (3, 5), (4, 6)):
+            hidden = torch.randn(batch, length, 6)
+            mask = torch.arange(length) < torch.arange(length - batch, length)[:, None]
+            found, expected = compiled(hidden, mask), find(hidden, mask)
+            assert torch.equal(found[0], expected[0])
+            torch.testing.assert_close(found[1], expected[1])
+            counts.add(len(found[0]))
+        assert len(counts) == 3
+        hidden[0, 0] = math.nan
+        with pytest.raises(ValueError, match="got nan"):
+            compiled(hidden, mask)
 
     def test_refuses_what_the_loss_refuses(self):
         pair, start, end = torch.zeros(1, 3, 3), torch.zeros(1, 1, 3), torch.zeros(1, 1, 3)

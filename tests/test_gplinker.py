@@ -7,12 +7,14 @@ import math
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import tokenizers
 import torch
 import transformers
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
 from torch.profiler import profile
 from transformers import PreTrainedTokenizerFast
 
@@ -134,11 +136,11 @@ class TestTables:
             [[[0, 1], [4, 4], none], [[0, 1], [2, 2], [3, 4]]],
             [[none] * 3] * 2,
         ]
-        assert tables.heads.tolist() == [
+        assert tables.head_links.tolist() == [
             [[[4, 0], none], [none, none], [[0, 2], [0, 3]]],
             [[none, none]] * 3,
         ]
-        assert tables.tails.tolist() == [
+        assert tables.tail_links.tolist() == [
             [[[4, 1], none], [none, none], [[1, 2], [1, 4]]],
             [[none, none]] * 3,
         ]
@@ -176,24 +178,33 @@ class TestTables:
     def test_cells_are_exact_where_a_float32_index_is_not(self):
         triple = TokenTriple(4999, 4999, 0, 4998, 4999)
         tables = table_positives([[triple]], length=5001, relations=1)
-        assert tables.heads.tolist() == [[[[4999, 4998]]]]
+        assert tables.head_links.tolist() == [[[[4999, 4998]]]]
         assert int(torch.tensor(4999.0) * 5001 + 4998) != 4999 * 5001 + 4998
 
     @pytest.mark.parametrize(
         ("triple", "length", "relations", "message"),
         [
-            ((0, 0, 0, 0, 0), 0, 1, "length: expected at least 1, got 0"),
-            ((0, 0, 0, 0, 0), 1, 0, "relations: expected at least 1, got 0"),
-            ((-1, 0, 0, 0, 0), 3, 1, "subject with 0 <= head <= tail < 3, got head -1 and tail 0"),
-            ((2, 1, 0, 0, 0), 3, 1, "subject .* got head 2 and tail 1"),
-            ((0, 0, 0, 1, 3), 3, 1, "object with 0 <= head <= tail < 3, got head 1 and tail 3"),
-            ((0, 0, 2, 0, 0), 3, 2, "relation from 0 to 1, got 2"),
-            ((0, 0, -1, 0, 0), 3, 2, "relation from 0 to 1, got -1"),
+            ((0, 0, 0, 0, 0), 0, 1, "length must be at least 1, got 0"),
+            ((0, 0, 0, 0, 0), 1, 0, "relations must be at least 1, got 0"),
+            ((-1, 0, 0, 0, 0), 3, 1, "subjects with 0 <= head <= tail < 3, got head -1 and tail 0"),
+            ((2, 1, 0, 0, 0), 3, 1, "subjects .* got head 2 and tail 1"),
+            ((0, 0, 0, 1, 3), 3, 1, "objects with 0 <= head <= tail < 3, got head 1 and tail 3"),
+            ((0, 0, 2, 0, 0), 3, 2, "relations from 0 to 1, got 2"),
+            ((0, 0, -1, 0, 0), 3, 2, "relations from 0 to 1, got -1"),
         ],
     )
     def test_errors(self, triple, length, relations, message):
         with pytest.raises(ValueError, match=message):
             table_positives([[TokenTriple(*triple)]], length=length, relations=relations)
+
+    def test_any_integer_is_a_size(self):
+        triple = TokenTriple(0, 1, 0, 3, 3)
+        tables = table_positives([[triple]], length=np.int64(4), relations=np.uint8(1))
+        assert tables.head_links.tolist() == [[[[0, 3]]]]
+        scores = perfect_scores([triple], 4, 1)
+        assert decode_tables(*scores, max_spans=np.int32(1)) == [triple]
+        with pytest.raises(TypeError, match="length must be an int, got float"):
+            table_positives([[triple]], length=4.0, relations=1)
 
 
 class TestDecoding:
@@ -260,6 +271,26 @@ class TestDecoding:
         nowhere = [torch.full((n, 4, 4), -torch.inf) for n in (2, 3, 3)]
         assert decode_tables(*nowhere) == []
 
+    @given(st.integers(0, 2**31), st.floats(-1, 1), st.none() | st.floats(-1, 1))
+    def test_thresholds(self, seed, threshold, link_threshold):
+        """As the tables shifted by them at 0; of an exact score nothing is chosen."""
+        generator = torch.Generator().manual_seed(seed)
+        entities, *links = (
+            torch.randint(-8, 9, (n, 4, 4), generator=generator) / 8 for n in (2, 2, 2)
+        )
+        entities = entities.masked_fill(torch.ones(4, 4).tril(-1).bool(), -torch.inf)
+        threshold = round(threshold * 8) / 8
+        if link_threshold is not None:
+            link_threshold = round(link_threshold * 8) / 8
+        of_links = threshold if link_threshold is None else link_threshold
+        found = decode_tables(entities, *links, threshold=threshold, link_threshold=link_threshold)
+        assert found == decode_tables(entities - threshold, *(x - of_links for x in links))
+
+    @pytest.mark.parametrize("name", ["threshold", "link_threshold"])
+    def test_thresholds_are_finite(self, name):
+        with pytest.raises(ValueError, match="threshold must be a finite number, got nan"):
+            decode_tables(*perfect_scores([], 4, 2), **{name: math.nan})
+
     def test_links_may_run_backwards(self):
         triple = TokenTriple(5, 6, 1, 0, 2)
         assert decode_tables(*perfect_scores([triple], 7, 2)) == [triple]
@@ -296,11 +327,11 @@ class TestDecoding:
     @pytest.mark.parametrize(
         ("shapes", "message"),
         [
-            (((), (3, 4, 4), (3, 4, 4)), r"entity_scores: expected shape \(2, L, L\), got \(\)"),
-            (((3, 4, 4), (3, 4, 4), (3, 4, 4)), r"entity_scores: .* got \(3, 4, 4\)"),
-            (((2, 4, 4), (4, 4), (4, 4)), r"head_scores: expected shape \(R, 4, 4\), got \(4, 4\)"),
-            (((2, 4, 4), (3, 4, 5), (3, 4, 4)), r"head_scores: .* got \(3, 4, 5\)"),
-            (((2, 4, 4), (3, 4, 4), (2, 4, 4)), r"tail_scores: .*\(3, 4, 4\).* got \(2, 4, 4\)"),
+            (((), (3, 4, 4), (3, 4, 4)), r"entity_scores must have shape \(2, L, L\), got \(\)"),
+            (((3, 4, 4), (3, 4, 4), (3, 4, 4)), r"entity_scores must .* got \(3, 4, 4\)"),
+            (((2, 4, 4), (4, 4), (4, 4)), r"head_links must have shape \(R, 4, 4\), got \(4, 4\)"),
+            (((2, 4, 4), (3, 4, 5), (3, 4, 4)), r"head_links must .* got \(3, 4, 5\)"),
+            (((2, 4, 4), (3, 4, 4), (2, 4, 4)), r"tail_links must .*\(3, 4, 4\).* got \(2, 4, 4\)"),
         ],
     )
     def test_shapes(self, shapes, message):
@@ -312,16 +343,16 @@ class TestDecoding:
 
     def test_refuses_what_no_model_should_say(self):
         triple = TokenTriple(0, 1, 0, 2, 2)
-        with pytest.raises(ValueError, match="max_spans: expected at least 1, got 0"):
+        with pytest.raises(ValueError, match="max_spans must be at least 1, got 0"):
             decode_tables(*perfect_scores([triple], 3, 1), max_spans=0)
         below = perfect_scores([triple], 3, 1)
         below.entities[1, 2, 1] = 0.5  # right below it, the nearest miss
         with pytest.raises(ValueError, match=r"no object below the diagonal, got cell \(2, 1\)"):
             decode_tables(*below)
         for kind, cell, message in (
-            (0, (0, 2, 0), "entity_scores: expected numbers, got NaN among the subjects"),
-            (1, (0, 0, 2), "head_scores: expected numbers, got NaN"),
-            (2, (0, 1, 2), "tail_scores: expected numbers, got NaN"),
+            (0, (0, 2, 0), "entity_scores must be numbers, got NaN among the subjects"),
+            (1, (0, 0, 2), "head_links must be numbers, got NaN"),
+            (2, (0, 1, 2), "tail_links must be numbers, got NaN"),
         ):
             tables = perfect_scores([triple], 3, 1)
             tables[kind][cell] = torch.nan
@@ -419,8 +450,8 @@ def patch_scores(monkeypatch, linker):
     original = linker.collate_texts
     monkeypatch.setattr(linker, "collate_texts", collate_texts)
     monkeypatch.setattr(linker.entities, "spans", spans)
-    monkeypatch.setattr(linker.heads, "blocks", blocks(1))
-    monkeypatch.setattr(linker.tails, "blocks", blocks(2))
+    monkeypatch.setattr(linker.head_links, "blocks", blocks(1))
+    monkeypatch.setattr(linker.tail_links, "blocks", blocks(2))
 
 
 def filled_loss(linker, batch):
@@ -497,8 +528,8 @@ class TestTextsAndTokens:
             "attention_mask",
             "cells",
             "entities",
-            "heads",
-            "tails",
+            "head_links",
+            "tail_links",
         }
         for row, item in enumerate(items):
             assert batch["attention_mask"][row].tolist() == [1] * len(item) + [0] * (
@@ -719,22 +750,26 @@ class TestModel:
     @pytest.mark.parametrize("pointer", ["efficient", "standard"])
     def test_options_reach_the_pointers(self, pointer):
         linker = small(pointer=pointer, bias_start=-5.0, link_rope=False, head_size=6)
-        kinds = {type(m).__name__ for m in (linker.entities, linker.heads, linker.tails)}
+        kinds = {type(m).__name__ for m in (linker.entities, linker.head_links, linker.tail_links)}
         assert kinds == {"EfficientGlobalPointer" if pointer == "efficient" else "GlobalPointer"}
-        assert [m.heads for m in (linker.entities, linker.heads, linker.tails)] == [2, 3, 3]
-        assert [m.causal for m in (linker.entities, linker.heads, linker.tails)] == [
+        assert [m.heads for m in (linker.entities, linker.head_links, linker.tail_links)] == [
+            2,
+            3,
+            3,
+        ]
+        assert [m.causal for m in (linker.entities, linker.head_links, linker.tail_links)] == [
             True,
             False,
             False,
         ]
-        assert [m.rope for m in (linker.entities, linker.heads, linker.tails)] == [
+        assert [m.rope for m in (linker.entities, linker.head_links, linker.tail_links)] == [
             True,
             False,
             False,
         ]
-        assert small().heads.rope
-        assert small().tails.rope
-        assert linker.heads.head_size == 6
+        assert small().head_links.rope
+        assert small().tail_links.rope
+        assert linker.head_links.head_size == 6
         assert linker(**linker.collate(linker.prepare(EIGHT)[0])).isfinite()
 
     def test_bias_start_is_the_level_of_the_first_scores(self):
@@ -810,7 +845,7 @@ class TestModel:
         assert linker.training
 
     @pytest.mark.parametrize("pointer", ["efficient", "standard"])
-    @pytest.mark.parametrize("part", ["entities", "heads", "tails"])
+    @pytest.mark.parametrize("part", ["entities", "head_links", "tail_links"])
     def test_extraction_hands_no_nan_on(self, pointer, part):
         linker = small(pointer=pointer, bias_start=1.0)
         items, _ = linker.prepare(EIGHT)
@@ -903,7 +938,7 @@ class TestCreate:
             ({"dropout": 1.0}, ValueError, "dropout: expected 0 <= dropout < 1, got 1.0"),
             ({"word_dropout": -0.1}, ValueError, "word_dropout: .* got -0.1"),
             ({"hidden_size": 18}, ValueError, "hidden_size: expected a multiple of 4.* got 18"),
-            ({"head_size": 3}, ValueError, "head_size: expected an even number"),
+            ({"head_size": 3}, ValueError, "head_size must be even"),
             ({"depth": 3, "width": 2}, TypeError, "not known for encoder 'small': depth, width"),
         ],
     )
@@ -1097,6 +1132,25 @@ class Killed(BaseException):
 
 
 class TestFolder:
+    def test_links_under_their_old_names_are_loaded(self, made, tmp_path):
+        """Until version 0.1 they were ``heads`` and ``tails``; in a saved run too."""
+        made.save(tmp_path / "model")
+        file = tmp_path / "model" / "model.safetensors"
+        state = load_file(file)
+        old = {
+            name.replace("head_links.", "heads.").replace("tail_links.", "tails."): value
+            for name, value in state.items()
+        }
+        assert len(set(state) - set(old)) == 8
+        save_file(old, file)
+        loaded = GPLinker.load(tmp_path / "model").state_dict()
+        assert all(torch.equal(loaded[name], value) for name, value in state.items())
+        average = torch.optim.swa_utils.AveragedModel(made)
+        saved = {f"module.{name}": value for name, value in old.items()}
+        average.load_state_dict(saved | {"n_averaged": torch.tensor(3)})
+        found = average.module.state_dict()
+        assert all(torch.equal(found[name], value) for name, value in state.items())
+
     def test_load_gives_the_same_scores_without_the_encoder(self, made, tmp_path, monkeypatch):
         monkeypatch.setenv("HF_HUB_OFFLINE", "1")
         items, _ = made.prepare(EIGHT)

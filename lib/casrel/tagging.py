@@ -122,6 +122,7 @@ def power_bce_loss(
     *,
     mask: Tensor | None = None,
     reduction: _checks.Reduction = "mean",
+    validate: bool = True,
 ) -> Tensor:
     r"""Binary cross-entropy of the power link, cell by cell.
 
@@ -148,9 +149,13 @@ def power_bce_loss(
         The exponent :math:`\kappa > 0`; 1 is the usual binary cross-entropy.
     mask
         Bool, broadcastable to the logits; True counts. Cells that do not count have loss and
-        gradient exactly 0, and their logits may hold anything.
+        gradient exactly 0, and their logits and targets may hold anything.
     reduction
-        ``"none"``, ``"sum"`` or ``"mean"``, which is over the cells that the mask lets count.
+        ``"none"``, ``"sum"`` or ``"mean"``, which is over the cells that the mask lets count; 0
+        where none does.
+    validate
+        Whether to look at the values. False saves a synchronisation on a GPU; a bad value then
+        makes the loss of its row NaN instead of an error.
 
     Returns
     -------
@@ -186,7 +191,7 @@ def power_bce_loss(
     _checks.check_labels("targets", targets, logits)
     mask = _checks.check_mask(mask, logits)
     _checks.check_reduction(reduction)
-    losses = _cells(logits, targets, power, mask)
+    losses = _cells(logits, targets, power, mask, validate)
     return _checks.reduce(losses, reduction, mask)
 
 
@@ -197,6 +202,7 @@ def half_pointer_loss(
     power: float = 1,
     mask: Tensor | None = None,
     reduction: _checks.Reduction = "mean",
+    validate: bool = True,
 ) -> Tensor:
     r"""Loss of start and end tags, reduced as in the article.
 
@@ -220,11 +226,14 @@ def half_pointer_loss(
     power
         The exponent of the link; the article has 2 for subjects and 4 for objects.
     mask
-        Bool ``(B, L)``, True for tokens that count. On the others logits may hold anything,
-        targets must be 0, and loss and gradient are exactly 0.
+        Bool ``(B, L)``, True for tokens that count. On the others logits and targets may hold
+        anything, and loss and gradient are exactly 0.
     reduction
         ``"none"`` gives one loss per token; ``"mean"`` is over the tokens that count, so that long
-        texts weigh more; ``"sum"`` is over them too.
+        texts weigh more, 0 where none does; ``"sum"`` is over them too.
+    validate
+        Whether to look at the values. False saves a synchronisation on a GPU; a bad value then
+        makes the loss of its row NaN instead of an error.
 
     Returns
     -------
@@ -261,7 +270,7 @@ def half_pointer_loss(
     if counts is not None:
         lead = (*counts.shape, *(1 for _ in logits.shape[2:]))
         spread = counts.reshape(lead).expand(logits.shape)
-    tokens = _cells(logits, targets, power, spread).flatten(2).sum(2) / 2
+    tokens = _cells(logits, targets, power, spread, validate).flatten(2).sum(2) / 2
     return _checks.reduce(tokens, reduction, counts)
 
 
@@ -375,7 +384,7 @@ def check_subjects(subjects: Iterable[Span]) -> None:
     seen: set[Span] = set()
     for start, end in subjects:
         if not 0 <= start <= end:
-            raise ValueError(f"a subject needs 0 <= start <= end, got ({start}, {end})")
+            raise ValueError(f"subjects must have 0 <= start <= end, got ({start}, {end})")
         if (start, end) in seen:
             raise ValueError(f"subjects must be all different, got ({start}, {end}) twice")
         seen.add((start, end))
@@ -513,7 +522,9 @@ class ConditionalLayerNorm(nn.Module):
         return f"{size}, {condition_size}, eps={self.eps}"
 
 
-def _cells(logits: Tensor, targets: Tensor, power: float, mask: Tensor | None) -> Tensor:
+def _cells(
+    logits: Tensor, targets: Tensor, power: float, mask: Tensor | None, validate: bool
+) -> Tensor:
     """Loss of each cell, 0 where the mask is False; refuses bad values, or marks them NaN."""
     scores = logits.to(_checks.compute_dtype(logits.dtype))
     given = targets
@@ -530,7 +541,7 @@ def _cells(logits: Tensor, targets: Tensor, power: float, mask: Tensor | None) -
     if mask is not None:
         losses = losses.masked_fill(~mask, 0)
     losses = losses.masked_fill(bad, math.nan)
-    if _checks.values_readable(logits, targets, mask) and bool(bad.any()):
+    if validate and _checks.values_readable(logits, targets, mask) and bool(bad.any()):
         _refusals.refuse_cells("targets", logits, given, mask)
     return losses
 

@@ -1,6 +1,6 @@
 """Checks and small tools that the losses, the decoding and the modules share."""
 
-from math import inf
+from math import inf, nan
 from typing import NamedTuple
 
 import torch
@@ -16,10 +16,11 @@ __all__ = [
     "check_scores",
     "keep_cells",
     "kind",
+    "losses_without_cells",
     "refuse_infinite",
     "refuse_positives",
-    "refuse_scores",
     "upcast",
+    "wrong_positives",
 ]
 
 
@@ -53,6 +54,13 @@ def keep_cells(shape: Shape, mask: Tensor | None, causal: bool, like: Tensor) ->
     return keep
 
 
+def losses_without_cells(positives: Tensor, *scores: Tensor) -> Tensor:
+    """Loss of each head of tables without a cell: 0, NaN with a positive; gradients are zeros."""
+    nothing = torch.stack([upcast(part).flatten()[:0].sum() for part in scores]).sum()
+    wrong = (positives != -1).flatten(2).any(-1)
+    return nothing.expand(wrong.shape).masked_fill(wrong, nan)
+
+
 def check_scores(name: str, scores: Tensor, expected: tuple[object, ...], like: Tensor) -> None:
     """Raise unless ``scores`` is a floating tensor of that shape, dtype and device."""
     if not isinstance(scores, Tensor) or not scores.is_floating_point():
@@ -84,10 +92,6 @@ def check_parts(
         if scores.dim() != 3:
             raise ValueError(f"{name} must have shape {expected}, got {tuple(scores.shape)}")
     batch, length = pair_scores.shape[:2]
-    if length == 0:
-        raise ValueError(
-            f"{first} must have at least 1 position, got shape {tuple(pair_scores.shape)}"
-        )
     shape = Shape(batch, start_scores.shape[1], length)
     if keys is None:
         check_scores("pair_scores", pair_scores, (batch, length, length), pair_scores)
@@ -130,20 +134,28 @@ def check_positives(positives: Tensor, shape: Shape, like: Tensor) -> None:
         )
 
 
-def refuse_positives(positives: Tensor, mask: Tensor | None, causal: bool, length: int) -> None:
-    """Raise if a positive is no cell, or one that does not count. Reads values."""
+def wrong_positives(
+    positives: Tensor, mask: Tensor | None, causal: bool, length: int
+) -> tuple[Tensor, Tensor]:
+    """Which positives ``(B, H, K)`` are no cells, and which are none or do not count."""
     i, j = positives.unbind(-1)
     filler = (i == -1) & (j == -1)
     outside = ~filler & ((positives < 0) | (positives >= length)).any(-1)
     bad = outside | (i > j) if causal else outside
-    if mask is not None:
+    if mask is not None and length:
         rows = torch.arange(len(positives), device=positives.device)[:, None, None]
         counts = mask[rows, i.clamp(0, length - 1)] & mask[rows, j.clamp(0, length - 1)]
         bad = bad | ~(filler | counts)
+    return outside, bad
+
+
+def refuse_positives(positives: Tensor, mask: Tensor | None, causal: bool, length: int) -> None:
+    """Raise if a positive is no cell, or one that does not count. Reads values."""
+    outside, bad = wrong_positives(positives, mask, causal, length)
     if not bool(bad.any()):
         return
     at = _refusals.first_true(bad)
-    cell, place = tuple(positives[at].tolist()), f"positives[{', '.join(map(str, at))}]"
+    cell, place = tuple(positives[at].tolist()), _refusals.place("positives", at)
     if outside[at]:
         raise ValueError(
             f"positives must lie in [0, {length}), or be (-1, -1) as filler, got {place} = {cell}"
@@ -157,26 +169,6 @@ def refuse_positives(positives: Tensor, mask: Tensor | None, causal: bool, lengt
     )
 
 
-def refuse_scores(
-    pair: Tensor, start: Tensor, end: Tensor, mask: Tensor | None, causal: bool
-) -> None:
-    """Raise if a part holds NaN or plus infinity where it counts. Reads values."""
-    rows = None if mask is None else mask.unsqueeze(1)
-    for name, scores in (("pair_scores", pair), ("start_scores", start), ("end_scores", end)):
-        bad = ~(scores < inf)
-        if not bool(bad.any()):
-            continue
-        counts = keep_cells(Shape(*start.shape), mask, causal, pair) if scores is pair else rows
-        if counts is not None:
-            bad = bad & counts
-        if bool(bad.any()):
-            at = _refusals.first_true(bad)
-            raise ValueError(
-                f"{name} must be finite or -inf where they count, got {scores[at].item()} "
-                f"at {name}[{', '.join(map(str, at))}]"
-            )
-
-
 def refuse_infinite(**tensors: Tensor) -> None:
     """Raise if a tensor holds a value that is not finite. Reads values."""
     for name, values in tensors.items():
@@ -187,5 +179,5 @@ def refuse_infinite(**tensors: Tensor) -> None:
             at = _refusals.first_true(~values.isfinite())
             raise ValueError(
                 f"{name} must be finite where they count, got {values[at].item()} "
-                f"at {name}[{', '.join(map(str, at))}]"
+                f"at {_refusals.place(name, at)}"
             )

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from lib import _checks
+from lib import _checks, _refusals
 from lib._rows import LOG2_E, finite
 from lib.global_pointer._arguments import Shape, keep_cells, upcast
 from lib.zlpr import sparse_zlpr_loss
@@ -31,6 +31,7 @@ __all__ = [
     "losses_of_tables",
     "pairs_of",
     "product_losses",
+    "refuse_scores",
     "scores_at",
     "table_losses",
 ]
@@ -121,17 +122,19 @@ def head_losses(
     positives: Tensor,
     mask: Tensor | None,
     causal: bool,
-    refuse: Callable[[], None],
+    validate: bool,
 ) -> Tensor:
-    """Loss of each head, ``(B, H)``; ``refuse`` raises if a score that counts is NaN or infinite.
+    """Loss of each head, ``(B, H)``, of positives that are cells and count.
+
+    Raises ValueError, or gives NaN, if a score that counts is NaN or infinite, and may so for a
+    positive at -inf.
 
     Few cells are filled, in float64: the number of operations, not that of cells, is then what
     takes time, and float32 sums of three terms would lose the digits that the products keep.
     """
     dtype = _checks.compute_dtype(start.dtype)
-    if start.numel() * start.shape[-1] > _FEW_CELLS:
-        return product_losses(pair, start, end, positives, mask, causal, refuse)
-    refuse()
+    if not validate or start.numel() * start.shape[-1] > _FEW_CELLS:
+        return product_losses(pair, start, end, positives, mask, causal, validate)
     pair, start, end = Pairs.of(pair).table().to(_WIDE), start.to(_WIDE), end.to(_WIDE)
     keep = keep_cells(Shape(*start.shape), mask, causal, pair)
     if keep is not None:  # H times fewer cells here than in the tables
@@ -149,10 +152,10 @@ def product_losses(
     positives: Tensor,
     mask: Tensor | None,
     causal: bool,
-    refuse: Callable[[], None],
+    validate: bool,
 ) -> Tensor:
     """As :func:`head_losses`, from products whatever the number of cells."""
-    return _factorised(*Pairs.of(pair), start, end, positives, mask, causal, refuse)
+    return _factorised(*Pairs.of(pair), start, end, positives, mask, causal, validate)
 
 
 def table_losses(
@@ -186,6 +189,24 @@ def losses_of_tables(
     return sparse_zlpr_loss(scores.flatten(2), listed, mask=counts, reduction="none")
 
 
+def refuse_scores(
+    pairs: Pairs, start: Tensor, end: Tensor, mask: Tensor | None, causal: bool
+) -> None:
+    """Raise if a part holds NaN or plus infinity where it counts. Reads values."""
+    with _checks.no_autocast(start):
+        for tile, scores, _ in _tiles(pairs, mask, causal):
+            bad = ~(scores < inf)
+            if bool(bad.any()):
+                text, row, column = at = _refusals.first_true(bad)
+                cell = (tile.part.start + text, tile.rows.start + row, tile.left + column)
+                raise ValueError(
+                    "pair_scores must be finite or -inf where they count, got "
+                    f"{scores[at].item()} at {_refusals.place('pair_scores', cell)}"
+                )
+    for name, scores in (("start_scores", start), ("end_scores", end)):
+        _refusals.refuse_logits(name, scores, None if mask is None else mask.unsqueeze(1))
+
+
 class _Opened(NamedTuple):
     """Rows of tables that are computed cell by cell, and the positives in them."""
 
@@ -209,7 +230,7 @@ class _Factorised(torch.autograd.Function):
         lists: Tensor,
         mask: Tensor | None,
         causal: bool,
-        refuse: Callable[[], None],
+        validate: bool,
     ) -> Tensor:
         shape, pairs = Shape(*start.shape), Pairs(pair, keys)
         positives = cells_of(lists, shape)
@@ -226,8 +247,10 @@ class _Factorised(torch.autograd.Function):
                 # In float64 until it is a weight: a difference of 50 in float32 is off by 2e-6.
                 cells.copy_(_exp_(scores.sub_(finite(tops))))
                 torch.bmm(tile.by_column(weights), cells.mT, out=tile.by_row(sums))
-        if not bool((ridge < inf).all() & (top < inf).all() & (_hide(start, mask) < inf).all()):
-            refuse()
+        if validate and not bool(
+            (ridge < inf).all() & (top < inf).all() & (_hide(start, mask) < inf).all()
+        ):
+            refuse_scores(pairs, start, end, mask, causal)
 
         bound = _bound(start, mask, ridge, top)
         rows = sums.to(_WIDE, copy=True).log_().add_(bound)
@@ -248,10 +271,11 @@ class _Factorised(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
-        pair, keys, start, end, mask, lists, weights, rows, ridge, top, above, pulls = (
-            ctx.saved_tensors[:12]
+        # All at once: under checkpoint each look at them would compute the forward pass again.
+        pair, keys, start, end, mask, lists, weights, rows, ridge, top, above, pulls, *rest = (
+            ctx.saved_tensors
         )
-        positives, opened = Cells(*ctx.saved_tensors[12:16]), _Opened(*ctx.saved_tensors[16:])
+        positives, opened = Cells(*rest[:4]), _Opened(*rest[4:])
         pairs = Pairs(pair, keys)
         if torch.is_grad_enabled() or not _checks.values_readable(upstream):
             gradients = _by_autograd(

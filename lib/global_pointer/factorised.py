@@ -1,7 +1,7 @@
 """ZLPR of an efficient pointer's tables, from their parts."""
 
 from collections.abc import Callable
-from math import inf
+from math import inf, nan
 from typing import Any
 
 import torch
@@ -14,10 +14,11 @@ from lib.global_pointer._arguments import (
     check_mask,
     check_parts,
     check_positives,
+    losses_without_cells,
     refuse_infinite,
     refuse_positives,
-    refuse_scores,
     upcast,
+    wrong_positives,
 )
 
 __all__ = ["factorised_zlpr_loss"]
@@ -32,6 +33,7 @@ def factorised_zlpr_loss(
     mask: Tensor | None = None,
     causal: bool = False,
     reduction: _checks.Reduction = "mean",
+    validate: bool = True,
 ) -> Tensor:
     r"""ZLPR loss of all heads of an efficient pointer, without their tables.
 
@@ -56,7 +58,7 @@ def factorised_zlpr_loss(
     Parameters
     ----------
     pair_scores
-        A, shape ``(B, L, L)`` with ``L >= 1``, any floating dtype. Finite or :math:`-\infty`; a
+        A, shape ``(B, L, L)``, any floating dtype. Finite or :math:`-\infty`; a
         cell at :math:`-\infty` does not count. Or what they are products of: a pair of queries and
         keys, ``(B, L, d)`` each, finite, with :math:`A_{ij} = q_i^\top k_j`. Of long texts this
         table is then not held either.
@@ -74,6 +76,10 @@ def factorised_zlpr_loss(
     reduction
         Over batch and heads: ``"none"`` gives ``(B, H)``, ``"mean"`` (of all heads, also those
         without a counting cell) and ``"sum"`` a scalar.
+    validate
+        Whether to look at the values. False saves a synchronisation on a GPU; a bad value then
+        makes the loss of its row NaN instead of an error. Finding the listed cells and the rows to
+        compute one by one still waits for the GPU where the tables are not filled.
 
     Returns
     -------
@@ -141,21 +147,26 @@ def factorised_zlpr_loss(
         queries, keys = upcast(queries), upcast(keys)
         start_scores, end_scores = upcast(start_scores), upcast(end_scores)
         if readable:
-            refuse_infinite(queries=queries, keys=keys)
+            if validate:
+                refuse_infinite(queries=queries, keys=keys)
             pair = _products.pairs_of(queries, keys, shape.heads)
         else:
             pair = _products.Pairs(queries, keys).table()
     arguments = (pair, start_scores, end_scores, positives, mask, causal)
-    if compiling:
-        losses = _operator(*arguments)
+    if shape.length == 0:
+        if readable and validate:
+            refuse_positives(positives, mask, causal, 0)
+        losses = losses_without_cells(positives, queries, start_scores, end_scores)
+    elif compiling:
+        losses = _operator(*arguments, validate)
     elif readable:
-        losses = _checked_losses(_products.head_losses, *arguments)
+        losses = _losses(_products.head_losses, *arguments, validate)
     else:
         losses = _products.table_losses(*arguments)
     return _checks.reduce(losses, reduction)
 
 
-def _checked_losses(
+def _losses(
     head_losses: Callable[..., Tensor],
     pair: _products.PairScores,
     start: Tensor,
@@ -163,16 +174,19 @@ def _checked_losses(
     positives: Tensor,
     mask: Tensor | None,
     causal: bool,
+    validate: bool,
 ) -> Tensor:
-    """Loss of each head, or an error that names the first bad value."""
+    """Loss of each head; for a bad value an error that names it, or NaN."""
+    if not validate:
+        _, wrong = wrong_positives(positives, mask, causal, start.shape[-1])
+        kept = positives.masked_fill(wrong.unsqueeze(-1), -1)
+        losses = head_losses(pair, start, end, kept, mask, causal, validate)
+        return losses.masked_fill(wrong.any(-1), nan)
     refuse_positives(positives, mask, causal, start.shape[-1])
-
-    def refuse() -> None:
-        refuse_scores(_products.Pairs.of(pair).table(), start, end, mask, causal)
-
     try:
-        losses = head_losses(pair, start, end, positives, mask, causal, refuse)
+        losses = head_losses(pair, start, end, positives, mask, causal, validate)
     except ValueError:  # of filled tables, in words that the caller has never heard
+        _products.refuse_scores(_products.Pairs.of(pair), start, end, mask, causal)
         _refuse_hidden_positive(pair, start, end, positives)
         raise
     if not bool(losses.detach().isfinite().all()):
@@ -190,8 +204,8 @@ def _refuse_hidden_positive(
     if bool((scores == -inf).any()):
         at = _refusals.first_true(scores == -inf)
         batch, head, row, column = (int(index[at]) for index in cells)
-        terms = [float(pairs.table()[batch, row, column]), float(start[batch, head, row])]
-        terms.append(float(end[batch, head, column]))
+        pair_score = pairs.cells(*(index[at] for index in (cells.batch, cells.row, cells.column)))
+        terms = [float(x) for x in (pair_score, start[batch, head, row], end[batch, head, column])]
         raise ValueError(
             f"a positive must have a finite score, got cell ({row}, {column}) of "
             f"positives[{batch}, {head}] with {terms[0]} + {terms[1]} + {terms[2]}"
@@ -200,13 +214,19 @@ def _refuse_hidden_positive(
 
 @torch.library.custom_op("lib::factorised_zlpr", mutates_args=())
 def _operator(
-    pair: Tensor, start: Tensor, end: Tensor, positives: Tensor, mask: Tensor | None, causal: bool
+    pair: Tensor,
+    start: Tensor,
+    end: Tensor,
+    positives: Tensor,
+    mask: Tensor | None,
+    causal: bool,
+    validate: bool,
 ) -> Tensor:
     """Loss of each head, opaque to a compiler: the number of rows to open depends on the values.
 
     Always from products: inside an operator only a Function's gradient is recorded.
     """
-    return _checked_losses(_products.product_losses, pair, start, end, positives, mask, causal)
+    return _losses(_products.product_losses, pair, start, end, positives, mask, causal, validate)
 
 
 @torch.library.custom_op("lib::factorised_zlpr_backward", mutates_args=())
@@ -219,10 +239,13 @@ def _operator_backward(
     mask: Tensor | None,
     causal: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
+    _, wrong = wrong_positives(positives, mask, causal, start.shape[-1])
+    positives = positives.masked_fill(wrong.unsqueeze(-1), -1)
+    upstream = upstream.masked_fill(wrong.any(-1), 0)
     with torch.enable_grad():
         leaves = [part.detach().requires_grad_() for part in (pair, start, end)]
-        losses = _checked_losses(
-            _products.product_losses, leaves[0], leaves[1], leaves[2], positives, mask, causal
+        losses = _products.product_losses(
+            leaves[0], leaves[1], leaves[2], positives, mask, causal, False
         )
     pair, start, end = torch.autograd.grad(losses, leaves, upstream)
     return pair, start, end
@@ -230,7 +253,13 @@ def _operator_backward(
 
 @_operator.register_fake
 def _(
-    pair: Tensor, start: Tensor, end: Tensor, positives: Tensor, mask: Tensor | None, causal: bool
+    pair: Tensor,
+    start: Tensor,
+    end: Tensor,
+    positives: Tensor,
+    mask: Tensor | None,
+    causal: bool,
+    validate: bool,
 ) -> Tensor:
     return start.new_empty(start.shape[:2], dtype=_checks.compute_dtype(pair.dtype))
 
@@ -249,13 +278,13 @@ def _(
 
 
 def _remember(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    *tensors, ctx.causal = inputs
+    *tensors, ctx.causal, _ = inputs
     ctx.save_for_backward(*tensors)
 
 
 def _differentiate(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
     gradients = _operator_backward(upstream, *ctx.saved_tensors, ctx.causal)
-    return (*gradients, None, None, None)
+    return (*gradients, None, None, None, None)
 
 
 _operator.register_autograd(_differentiate, setup_context=_remember)

@@ -1,15 +1,14 @@
 """The two pointers as modules: from states to tables, or to loss and spans without tables."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from lib import _checks
-from lib.global_pointer._arguments import kind, upcast
-from lib.global_pointer.decoding import Spans, factorised_spans
+from lib.global_pointer._arguments import Shape, check_mask, kind, upcast
+from lib.global_pointer.decoding import Spans, factorised_spans, streaming_spans
 from lib.global_pointer.factorised import factorised_zlpr_loss
 from lib.global_pointer.rope import apply_rope
 from lib.global_pointer.streaming import streaming_zlpr_loss
@@ -88,8 +87,9 @@ class GlobalPointer(nn.Module):
         bias_start: float | None = None,
     ) -> None:
         super().__init__()
-        _check_sizes(hidden_size, heads, head_size, rope)
-        self.heads, self.head_size, self.causal, self.rope = heads, head_size, causal, rope
+        hidden_size, heads, head_size = _sizes(hidden_size, heads, head_size, rope)
+        self.hidden_size, self.heads, self.head_size = hidden_size, heads, head_size
+        self.causal, self.rope = causal, rope
         self.projection = nn.Linear(hidden_size, heads * 2 * head_size)
         self.bias = (
             None if bias_start is None else nn.Parameter(torch.full((heads,), float(bias_start)))
@@ -119,7 +119,7 @@ class GlobalPointer(nn.Module):
         ValueError
             If a shape disagrees.
         """
-        _check_input(hidden, mask, self.projection.in_features)
+        _check_input(hidden, mask, self.hidden_size)
         query, key = self._queries_and_keys(hidden)
         with _checks.no_autocast(hidden):
             scores = torch.matmul(query, key.transpose(-2, -1))
@@ -134,6 +134,7 @@ class GlobalPointer(nn.Module):
         mask: Tensor | None = None,
         *,
         reduction: _checks.Reduction = "mean",
+        validate: bool = True,
     ) -> Tensor:
         """ZLPR loss of the tables, which are not filled: :func:`streaming_zlpr_loss`.
 
@@ -145,6 +146,9 @@ class GlobalPointer(nn.Module):
             Cells (i, j) of each head, ``(B, H, K, 2)`` int64, filled up with (-1, -1).
         reduction : str
             Over batch and heads: "none", "mean" or "sum".
+        validate : bool
+            Whether to look at the values. False saves a synchronisation on a GPU; a bad value then
+            makes the loss of its row NaN instead of an error.
 
         Returns
         -------
@@ -156,18 +160,26 @@ class GlobalPointer(nn.Module):
         TypeError, ValueError
             As :meth:`forward` and :func:`streaming_zlpr_loss`.
         """
-        _check_input(hidden, mask, self.projection.in_features)
+        _check_input(hidden, mask, self.hidden_size)
         query, key = self._queries_and_keys(hidden)
         bias = None if self.bias is None else self.bias.to(query.dtype)
         return streaming_zlpr_loss(
-            query, key, positives, bias=bias, mask=mask, causal=self.causal, reduction=reduction
+            query,
+            key,
+            positives,
+            bias=bias,
+            mask=mask,
+            causal=self.causal,
+            reduction=reduction,
+            validate=validate,
         )
 
     @torch.no_grad()
-    def spans(self, hidden: Tensor, mask: Tensor | None = None) -> Spans:
-        """Find the cells above 0; arguments and errors are those of :meth:`forward`.
+    def spans(self, hidden: Tensor, mask: Tensor | None = None, *, threshold: float = 0.0) -> Spans:
+        """Find the cells with a score above a threshold, a finite number.
 
-        A score that counts and is NaN is an error too (ValueError).
+        The other arguments and errors are those of :meth:`forward`. A score that counts and is NaN
+        is an error too (ValueError).
 
         Returns
         -------
@@ -175,27 +187,11 @@ class GlobalPointer(nn.Module):
             ``cells`` (N, 4), rows of (batch, head, i, j) in the order of the tables, and their
             ``scores``. Every score has to be computed; the tables of one text are held at a time.
         """
-        _check_input(hidden, mask, self.projection.in_features)
+        _check_input(hidden, mask, self.hidden_size)
+        _checks.check_threshold("threshold", threshold)
         query, key = self._queries_and_keys(hidden)
-        found = []
-        for text in range(len(hidden)):
-            with _checks.no_autocast(hidden):
-                scores = torch.matmul(query[text], key[text].transpose(-2, -1))
-                if self.bias is not None:
-                    scores = scores + upcast(self.bias)[:, None, None]
-            shown = None if mask is None else mask[text : text + 1]
-            scores = _hide(scores.unsqueeze(0), shown, self.causal)
-            if bool(scores.isnan().any()):
-                raise ValueError(
-                    f"scores: expected numbers where they count, got nan in text {text}"
-                )
-            cells = (scores > 0).nonzero()
-            values = scores[tuple(cells.T)]
-            cells[:, 0] = text
-            found.append(Spans(cells, values))
-        if not found:
-            return Spans(query.new_empty((0, 4), dtype=torch.int64), query.new_empty(0))
-        return Spans(*map(torch.cat, zip(*found, strict=True)))
+        bias = None if self.bias is None else upcast(self.bias)
+        return streaming_spans(query, key, bias, mask, self.causal, threshold)
 
     @torch.no_grad()
     def blocks(
@@ -224,7 +220,8 @@ class GlobalPointer(nn.Module):
             If a shape disagrees, there are not as many rows or columns as texts, or a position is
             out of range.
         """
-        _check_blocks(hidden, rows, columns, self.projection.in_features)
+        _check_input(hidden, None, self.hidden_size)
+        rows, columns = _positions("rows", rows, hidden), _positions("columns", columns, hidden)
         query, key = self._queries_and_keys(hidden)
         found = []
         with _checks.no_autocast(hidden):
@@ -281,7 +278,8 @@ class EfficientGlobalPointer(nn.Module):
     Parameters: :math:`2dD + 2d + 4dH + 2H`. Source: kexue 8877 (2022); the un-rotated
     :math:`[q; k]`, the :math:`1/\sqrt d` and the halves are those of the published code.
 
-    Half precision: as in :class:`GlobalPointer`; b and c are computed in float32 as well.
+    Half precision: as in :class:`GlobalPointer`. Under autocast b and c are float32 as well; the
+    layer that gives them rounds them to half precision if its own weights are half-precision.
 
     Examples
     --------
@@ -303,8 +301,9 @@ class EfficientGlobalPointer(nn.Module):
         bias_start: float | None = None,
     ) -> None:
         super().__init__()
-        _check_sizes(hidden_size, heads, head_size, rope)
-        self.heads, self.head_size, self.causal, self.rope = heads, head_size, causal, rope
+        hidden_size, heads, head_size = _sizes(hidden_size, heads, head_size, rope)
+        self.hidden_size, self.heads, self.head_size = hidden_size, heads, head_size
+        self.causal, self.rope = causal, rope
         self.projection = nn.Linear(hidden_size, 2 * head_size)
         self.head_scores = nn.Linear(2 * head_size, 2 * heads)
         if bias_start is not None:
@@ -331,7 +330,7 @@ class EfficientGlobalPointer(nn.Module):
         ValueError
             If its shape is not ``(B, L, D)``.
         """
-        _check_input(hidden, None, self.projection.in_features)
+        _check_input(hidden, None, self.hidden_size)
         (queries, keys), start, end = self._factors(hidden)
         with _checks.no_autocast(hidden):
             return PointerParts(queries @ keys.mT, start, end)
@@ -341,8 +340,7 @@ class EfficientGlobalPointer(nn.Module):
         projected = upcast(self.projection(hidden))
         with _checks.no_autocast(hidden):
             query, key = projected.chunk(2, dim=-1)
-            layer = self.head_scores
-            by_head = F.linear(projected, upcast(layer.weight), upcast(layer.bias)) / 2
+            by_head = _in_own_dtype(self.head_scores, projected) / 2
             start, end = by_head.transpose(1, 2).chunk(2, dim=1)
             return _turned(query, key, self.rope), start, end
 
@@ -352,7 +350,7 @@ class EfficientGlobalPointer(nn.Module):
         The −inf of a masked cell comes through the shared table, which is H times smaller than
         the result. A loss must therefore send no gradient into a cell of −inf, as ZLPR does not.
         """
-        _check_input(hidden, mask, self.projection.in_features)
+        _check_input(hidden, mask, self.hidden_size)
         pair, start, end = self.parts(hidden)
         pair = _hide(pair[:, None], mask, self.causal)
         scores = pair + start[..., :, None]
@@ -365,24 +363,32 @@ class EfficientGlobalPointer(nn.Module):
         mask: Tensor | None = None,
         *,
         reduction: _checks.Reduction = "mean",
+        validate: bool = True,
     ) -> Tensor:
         """ZLPR loss of the tables, which are not filled: that of :func:`factorised_zlpr_loss`.
 
         Arguments and result are those of :meth:`GlobalPointer.loss`.
         """
-        _check_input(hidden, mask, self.projection.in_features)
+        _check_input(hidden, mask, self.hidden_size)
         return factorised_zlpr_loss(
-            *self._factors(hidden), positives, mask=mask, causal=self.causal, reduction=reduction
+            *self._factors(hidden),
+            positives,
+            mask=mask,
+            causal=self.causal,
+            reduction=reduction,
+            validate=validate,
         )
 
     @torch.no_grad()
-    def spans(self, hidden: Tensor, mask: Tensor | None = None) -> Spans:
-        """Find the cells above 0 without filling the tables: :func:`factorised_spans` of the parts.
+    def spans(self, hidden: Tensor, mask: Tensor | None = None, *, threshold: float = 0.0) -> Spans:
+        """Find the cells above a threshold from the parts: :func:`factorised_spans`.
 
         Arguments and result are those of :meth:`GlobalPointer.spans`.
         """
-        _check_input(hidden, mask, self.projection.in_features)
-        return factorised_spans(*self.parts(hidden), mask=mask, causal=self.causal)
+        _check_input(hidden, mask, self.hidden_size)
+        return factorised_spans(
+            *self.parts(hidden), mask=mask, causal=self.causal, threshold=threshold
+        )
 
     @torch.no_grad()
     def blocks(
@@ -392,7 +398,8 @@ class EfficientGlobalPointer(nn.Module):
 
         Arguments, result and errors are those of :meth:`GlobalPointer.blocks`.
         """
-        _check_blocks(hidden, rows, columns, self.projection.in_features)
+        _check_input(hidden, None, self.hidden_size)
+        rows, columns = _positions("rows", rows, hidden), _positions("columns", columns, hidden)
         parts = self.parts(hidden)
         return [
             pair[i[:, None], j] + start[:, i, None] + end[:, None, j]
@@ -402,6 +409,12 @@ class EfficientGlobalPointer(nn.Module):
     def extra_repr(self) -> str:
         """Show the options beside the two layers."""
         return f"heads={self.heads}, causal={self.causal}, rope={self.rope}"
+
+
+def _in_own_dtype(layer: nn.Module, x: Tensor) -> Tensor:
+    """Call a layer on numbers of its weights' dtype, or as they are if it has none; upcast."""
+    own = (weight.dtype for weight in layer.parameters() if weight.is_floating_point())
+    return upcast(layer(x.to(next(own, x.dtype))))
 
 
 def _turned(query: Tensor, key: Tensor, rope: bool) -> tuple[Tensor, Tensor]:
@@ -425,48 +438,41 @@ def _hide(scores: Tensor, mask: Tensor | None, causal: bool) -> Tensor:
     return scores.masked_fill(~keep, -torch.inf)
 
 
-def _check_sizes(hidden_size: int, heads: int, head_size: int, rope: bool) -> None:
+def _sizes(hidden_size: object, heads: object, head_size: object, rope: bool) -> Iterator[int]:
     for name, value in (("hidden_size", hidden_size), ("heads", heads), ("head_size", head_size)):
-        if isinstance(value, bool) or not isinstance(value, int):
-            raise TypeError(f"{name}: expected an int, got {kind(value)}")
-        if value < 1:
-            raise ValueError(f"{name}: expected at least 1, got {value}")
-    if rope and head_size % 2:
-        raise ValueError(f"head_size: expected an even number for RoPE, got {head_size}")
+        size = _checks.as_index(name, value)
+        if size < 1:
+            raise ValueError(f"{name} must be at least 1, got {size}")
+        if name == "head_size" and rope and size % 2:
+            raise ValueError(f"head_size must be even for RoPE, got {size}")
+        yield size
 
 
-def _check_blocks(
-    hidden: Tensor, rows: Sequence[Tensor], columns: Sequence[Tensor], hidden_size: int
-) -> None:
-    _check_input(hidden, None, hidden_size)
-    length = hidden.shape[1]
-    for name, texts in (("rows", rows), ("columns", columns)):
-        if len(texts) != len(hidden):
+def _positions(name: str, texts: Sequence[Tensor], hidden: Tensor) -> list[Tensor]:
+    """Check the positions of each text; where they cannot be read, those below 0 become L."""
+    batch, length = hidden.shape[:2]
+    if len(texts) != batch:
+        raise ValueError(f"{name} must hold one tensor for each of {batch} texts, got {len(texts)}")
+    checked = []
+    for text, at in enumerate(texts):
+        if not isinstance(at, Tensor) or at.dtype != torch.int64:
+            raise TypeError(f"{name}[{text}] must be a torch.int64 tensor, got {kind(at)}")
+        if at.dim() != 1:
+            raise ValueError(f"{name}[{text}] must have one dimension, got shape {tuple(at.shape)}")
+        outside = (at < 0) | (at >= length)
+        if not _checks.values_readable(at):
+            at = at.masked_fill(outside, length)  # an index below 0 would count from the end
+        elif bool(outside.any()):
             raise ValueError(
-                f"{name}: expected one tensor per text, {len(hidden)}, got {len(texts)}"
+                f"{name}[{text}] must hold positions in [0, {length}), got {at[outside][0].item()}"
             )
-        for text, at in enumerate(texts):
-            if not isinstance(at, Tensor) or at.dtype != torch.int64:
-                raise TypeError(f"{name}[{text}]: expected a torch.int64 tensor, got {kind(at)}")
-            if at.dim() != 1:
-                raise ValueError(f"{name}[{text}]: expected one dimension, got {tuple(at.shape)}")
-            if bool(((at < 0) | (at >= length)).any()):
-                wrong = at[(at < 0) | (at >= length)][0].item()
-                raise ValueError(
-                    f"{name}[{text}]: expected positions in [0, {length}), got {wrong}"
-                )
+        checked.append(at)
+    return checked
 
 
 def _check_input(hidden: Tensor, mask: Tensor | None, hidden_size: int) -> None:
     if not isinstance(hidden, Tensor) or not hidden.is_floating_point():
-        raise TypeError(f"hidden: expected a floating-point tensor, got {kind(hidden)}")
+        raise TypeError(f"hidden must be a floating-point tensor, got {kind(hidden)}")
     if hidden.dim() != 3 or hidden.shape[-1] != hidden_size:
-        raise ValueError(f"hidden: expected shape (B, L, {hidden_size}), got {tuple(hidden.shape)}")
-    if mask is None:
-        return
-    if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
-        raise TypeError(f"mask: expected a bool tensor, got {kind(mask)}")
-    if mask.shape != hidden.shape[:2]:
-        raise ValueError(
-            f"mask: expected shape {tuple(hidden.shape[:2])} like hidden, got {tuple(mask.shape)}"
-        )
+        raise ValueError(f"hidden must have shape (B, L, {hidden_size}), got {tuple(hidden.shape)}")
+    check_mask(mask, Shape(hidden.shape[0], 0, hidden.shape[1]), hidden)

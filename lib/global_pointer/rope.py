@@ -55,11 +55,11 @@ def apply_rope(x: Tensor, *, base: float = 10000.0) -> Tensor:
             [0.5403, 0.8415]])
     """
     if not isinstance(x, Tensor) or not x.is_floating_point():
-        raise TypeError(f"x: expected a floating-point tensor, got {kind(x)}")
+        raise TypeError(f"x must be a floating-point tensor, got {kind(x)}")
     if x.dim() < 2 or x.shape[-1] % 2:
-        raise ValueError(f"x: expected shape (..., L, d) with d even, got {tuple(x.shape)}")
+        raise ValueError(f"x must have shape (..., L, d) with d even, got {tuple(x.shape)}")
     if not base > 1:
-        raise ValueError(f"base: expected a number above 1, got {base}")
+        raise ValueError(f"base must be above 1, got {base}")
     work = _checks.compute_dtype(x.dtype)
     planes = torch.arange(0, x.shape[-1], 2, dtype=work, device=x.device)
     positions = torch.arange(x.shape[-2], dtype=work, device=x.device)

@@ -14,9 +14,11 @@ from lib.global_pointer._arguments import (
     check_mask,
     check_positives,
     kind,
+    losses_without_cells,
     refuse_infinite,
     refuse_positives,
     upcast,
+    wrong_positives,
 )
 from lib.global_pointer._products import cells_of, gradients, log1p_sums, losses_of_tables
 
@@ -34,6 +36,7 @@ def streaming_zlpr_loss(
     mask: Tensor | None = None,
     causal: bool = False,
     reduction: _checks.Reduction = "mean",
+    validate: bool = True,
 ) -> Tensor:
     r"""ZLPR loss of all heads of a standard pointer, without their tables.
 
@@ -55,7 +58,7 @@ def streaming_zlpr_loss(
     Parameters
     ----------
     queries, keys
-        Shape ``(B, H, L, d)`` with ``L >= 1``, any floating dtype, finite. Rotated and scaled
+        Shape ``(B, H, L, d)``, any floating dtype, finite. Rotated and scaled
         already: :func:`apply_rope`, and :math:`1/\sqrt d` into the queries.
     positives
         As in :func:`factorised_zlpr_loss`, ``(B, H, K, 2)``.
@@ -63,6 +66,10 @@ def streaming_zlpr_loss(
         β, shape ``(H,)``, dtype of the queries, finite. None: 0.
     mask, causal, reduction
         As in :func:`factorised_zlpr_loss`.
+    validate
+        Whether to look at the values. False saves a synchronisation on a GPU; a bad value then
+        makes the loss of its row NaN instead of an error. Finding the listed cells and the tiles
+        that hold them still waits for the GPU where the tables are not filled.
 
     Returns
     -------
@@ -107,19 +114,43 @@ def streaming_zlpr_loss(
     queries, keys = upcast(queries), upcast(keys)
     bias = queries.new_zeros(shape.heads) if bias is None else upcast(bias)
     arguments = (queries, keys, bias, positives, mask, causal)
-    if _checks.values_readable(queries, keys, bias, positives, mask):
+    readable = _checks.values_readable(queries, keys, bias, positives, mask)
+    if readable and validate:
         refuse_positives(positives, mask, causal, shape.length)
         refuse_infinite(queries=queries, keys=keys, bias=bias)
+    if shape.length == 0:
+        losses = losses_without_cells(positives, queries, keys, bias)
+    elif not readable:
+        losses = _table_losses(*arguments)
+    elif validate:
         try:
-            losses = (_streaming if _worth_streaming(queries) else _table_losses)(*arguments)
+            losses = _head_losses(*arguments)
         except ValueError:  # of filled tables, in words that the caller has never heard
             _refuse_products(*arguments)
             raise
         if not bool(losses.detach().isfinite().all()):
             _refuse_products(*arguments)
     else:
-        losses = _table_losses(*arguments)
+        _, wrong = wrong_positives(positives, mask, causal, shape.length)
+        positives = positives.masked_fill(wrong.unsqueeze(-1), -1)
+        losses = _head_losses(queries, keys, bias, positives, mask, causal, validate)
+        losses = losses.masked_fill(wrong.any(-1), nan)
     return _checks.reduce(losses, reduction)
+
+
+def _head_losses(
+    queries: Tensor,
+    keys: Tensor,
+    bias: Tensor,
+    positives: Tensor,
+    mask: Tensor | None,
+    causal: bool,
+    validate: bool = True,
+) -> Tensor:
+    """Loss of each head, by tiles where they save memory."""
+    if not validate or _worth_streaming(queries):
+        return _streaming(queries, keys, bias, positives, mask, causal)
+    return _table_losses(queries, keys, bias, positives, mask, causal)
 
 
 def _refuse_products(
@@ -171,10 +202,8 @@ def _check(queries: Tensor, keys: Tensor, bias: Tensor | None) -> Shape:
             raise ValueError(
                 f"{name} must be on the same device, expected {queries.device}, got {scores.device}"
             )
-    if queries.dim() != 4 or queries.shape[2] == 0:
-        raise ValueError(
-            f"queries must have shape (B, H, L, d) with L >= 1, got {tuple(queries.shape)}"
-        )
+    if queries.dim() != 4:
+        raise ValueError(f"queries must have shape (B, H, L, d), got {tuple(queries.shape)}")
     if keys.shape != queries.shape:
         raise ValueError(f"keys must have shape {tuple(queries.shape)}, got {tuple(keys.shape)}")
     if bias is not None and tuple(bias.shape) != (queries.shape[1],):

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from lib import _checks
 from lib.extraction.alignment import TokenTriple
 
 __all__ = ["best_spans", "decode_blocks", "decode_tables", "triple_scores"]
@@ -10,17 +11,19 @@ __all__ = ["best_spans", "decode_blocks", "decode_tables", "triple_scores"]
 
 def decode_tables(
     entity_scores: Tensor,
-    head_scores: Tensor,
-    tail_scores: Tensor,
+    head_links: Tensor,
+    tail_links: Tensor,
     *,
     max_spans: int | None = None,
+    threshold: float = 0.0,
+    link_threshold: float | None = None,
 ) -> list[TokenTriple]:
-    r"""Read off the triples whose four cells are all above 0.
+    r"""Read off the triples whose four cells are all above a threshold, which is 0 by default.
 
     .. math:: D = \{(s, r, o) : s \in \mathcal S,\ o \in \mathcal O,\
         (s_h, o_h) \in \mathcal H_r,\ (s_t, o_t) \in \mathcal T_r\}
 
-    where each set holds the cells of its table with a score above 0.
+    where each set holds the cells of its table with a score above the threshold.
 
     Equations: :eq:`eq:gplinker-decode`
 
@@ -28,25 +31,29 @@ def decode_tables(
     ----------
     entity_scores : Tensor
         ``(2, L, L)``, the subjects' table and the objects' table of one text. Cells below the
-        diagonal are not spans; they must not be above 0.
-    head_scores, tail_scores : Tensor
-        ``(R, L, L)``, the links between first and between last tokens.
+        diagonal are not spans; they must not be above the threshold.
+    head_links, tail_links : Tensor
+        ``(R, L, L)``, the scores of links between first and between last tokens.
     max_spans : int or None
         At most so many subjects and so many objects, the ones with the highest scores. None: no
         limit. An untrained model may choose half of all spans; the limit keeps that from taking
         all memory.
+    threshold, link_threshold : float
+        What the scores of spans and of links must exceed; finite. None: links as spans.
 
     Returns
     -------
     list of TokenTriple
-        Without repetition, ordered by relation, then subject, then object. A score of exactly 0
-        chooses nothing.
+        Without repetition, ordered by relation, then subject, then object. A score equal to the
+        threshold chooses nothing.
 
     Raises
     ------
+    TypeError
+        If `max_spans` is no integer.
     ValueError
-        If the shapes disagree, `max_spans` is not positive, a span below the diagonal is chosen,
-        or a score that decides is NaN.
+        If the shapes disagree, `max_spans` is not positive, a threshold is not finite, a span below
+        the diagonal is chosen, or a score that decides is NaN.
 
     Notes
     -----
@@ -64,14 +71,23 @@ def decode_tables(
     >>> decode_tables(entities, heads, tails) == [TokenTriple(0, 1, 0, 3, 3)]
     True
     """
-    _check_shapes(entity_scores, head_scores, tail_scores)
-    if max_spans is not None and max_spans < 1:
-        raise ValueError(f"max_spans: expected at least 1, got {max_spans}")
-    subjects, of_subjects = _spans(entity_scores[0], "subject", max_spans)
-    objects, of_objects = _spans(entity_scores[1], "object", max_spans)
-    by_head = head_scores[:, subjects[:, 0, None], objects[None, :, 0]]
-    by_tail = tail_scores[:, subjects[:, 1, None], objects[None, :, 1]]
-    decoded = decode_blocks(subjects, of_subjects, objects, of_objects, by_head, by_tail)
+    _check_shapes(entity_scores, head_links, tail_links)
+    if max_spans is not None and (max_spans := _checks.as_index("max_spans", max_spans)) < 1:
+        raise ValueError(f"max_spans must be at least 1, got {max_spans}")
+    _checks.check_threshold("threshold", threshold)
+    subjects, of_subjects = _spans(entity_scores[0], "subject", max_spans, threshold)
+    objects, of_objects = _spans(entity_scores[1], "object", max_spans, threshold)
+    by_head = head_links[:, subjects[:, 0, None], objects[None, :, 0]]
+    by_tail = tail_links[:, subjects[:, 1, None], objects[None, :, 1]]
+    decoded = decode_blocks(
+        subjects,
+        of_subjects,
+        objects,
+        of_objects,
+        by_head,
+        by_tail,
+        threshold=threshold if link_threshold is None else link_threshold,
+    )
     return [triple for triple, _ in decoded]
 
 
@@ -80,8 +96,10 @@ def decode_blocks(
     subject_scores: Tensor,
     objects: Tensor,
     object_scores: Tensor,
-    head_scores: Tensor,
-    tail_scores: Tensor,
+    head_links: Tensor,
+    tail_links: Tensor,
+    *,
+    threshold: float = 0.0,
 ) -> list[tuple[TokenTriple, float]]:
     r"""Read off the triples, each with its confidence, where no tables have been filled.
 
@@ -92,10 +110,12 @@ def decode_blocks(
     subjects, objects : Tensor
         The spans found, int64 ``(S, 2)`` and ``(O, 2)``, rows of (head, tail).
     subject_scores, object_scores : Tensor
-        Their scores, ``(S,)`` and ``(O,)``, above 0.
-    head_scores, tail_scores : Tensor
-        ``(R, S, O)``: the links between the first and between the last tokens of each subject and
-        each object.
+        Their scores, ``(S,)`` and ``(O,)``.
+    head_links, tail_links : Tensor
+        ``(R, S, O)``: the scores of links between the first and between the last tokens of each
+        subject and each object.
+    threshold : float
+        What both links must exceed; finite. The spans have been chosen already.
 
     Returns
     -------
@@ -106,7 +126,7 @@ def decode_blocks(
     Raises
     ------
     ValueError
-        If the shapes disagree or the score of a link is NaN.
+        If the shapes disagree, the score of a link is NaN or `threshold` is not finite.
 
     Examples
     --------
@@ -121,17 +141,18 @@ def decode_blocks(
     ):
         if spans.dim() != 2 or spans.shape[1] != 2 or scores.shape != spans.shape[:1]:
             raise ValueError(
-                f"{name}s: expected shape (N, 2) and {name}_scores (N,), "
+                f"{name}s must have shape (N, 2) and {name}_scores (N,), "
                 f"got {tuple(spans.shape)} and {tuple(scores.shape)}"
             )
-    expected = (*head_scores.shape[:1], len(subjects), len(objects))
-    for name, scores in (("head_scores", head_scores), ("tail_scores", tail_scores)):
+    expected = (*head_links.shape[:1], len(subjects), len(objects))
+    for name, scores in (("head_links", head_links), ("tail_links", tail_links)):
         if tuple(scores.shape) != expected:
-            raise ValueError(f"{name}: expected shape {expected}, got {tuple(scores.shape)}")
+            raise ValueError(f"{name} must have shape {expected}, got {tuple(scores.shape)}")
         if scores.isnan().any():
-            raise ValueError(f"{name}: expected numbers, got NaN")
-    links = torch.minimum(head_scores, tail_scores)
-    relation, s, o = (links > 0).nonzero(as_tuple=True)
+            raise ValueError(f"{name} must be numbers, got NaN")
+    _checks.check_threshold("threshold", threshold)
+    links = torch.minimum(head_links, tail_links)
+    relation, s, o = (links > threshold).nonzero(as_tuple=True)
     found = torch.cat((subjects[s], relation[:, None], objects[o]), dim=1)
     least = torch.minimum(subject_scores[s], object_scores[o]).minimum(links[relation, s, o])
     return [
@@ -149,7 +170,7 @@ def best_spans(cells: Tensor, scores: Tensor, limit: int) -> tuple[Tensor, Tenso
 
 
 def triple_scores(
-    triples: list[TokenTriple], entity_scores: Tensor, head_scores: Tensor, tail_scores: Tensor
+    triples: list[TokenTriple], entity_scores: Tensor, head_links: Tensor, tail_links: Tensor
 ) -> Tensor:
     r"""Return the confidence of each triple: the smallest of its four scores.
 
@@ -162,14 +183,14 @@ def triple_scores(
     ----------
     triples : list of TokenTriple
         Any triples with positions and relations within the tables.
-    entity_scores, head_scores, tail_scores : Tensor
+    entity_scores, head_links, tail_links : Tensor
         As in :func:`decode_tables`.
 
     Returns
     -------
     Tensor
-        Shape ``(len(triples),)``, dtype and device of the scores. Above 0 exactly for the triples
-        that :func:`decode_tables` returns.
+        Shape ``(len(triples),)``, dtype and device of the scores. Above a threshold exactly for the
+        triples that :func:`decode_tables` returns at it.
 
     Raises
     ------
@@ -183,7 +204,7 @@ def triple_scores(
     >>> triple_scores([TokenTriple(0, 1, 0, 3, 3)], entities, heads, tails)
     tensor([-1.])
     """
-    _check_shapes(entity_scores, head_scores, tail_scores)
+    _check_shapes(entity_scores, head_links, tail_links)
     rows = [
         (t.subject_head, t.subject_tail, t.relation, t.object_head, t.object_tail) for t in triples
     ]
@@ -191,39 +212,39 @@ def triple_scores(
     four = (
         entity_scores[0, sh, st],
         entity_scores[1, oh, ot],
-        head_scores[r, sh, oh],
-        tail_scores[r, st, ot],
+        head_links[r, sh, oh],
+        tail_links[r, st, ot],
     )
     return torch.stack(four).amin(dim=0)
 
 
-def _spans(scores: Tensor, role: str, limit: int | None) -> tuple[Tensor, Tensor]:
-    """Find the cells above 0 of one entity table, in reading order, and their scores."""
+def _spans(scores: Tensor, role: str, limit: int | None, threshold: float) -> tuple[Tensor, Tensor]:
+    """Find the cells of an entity table above the threshold, in reading order, and their scores."""
     if scores.isnan().any():
-        raise ValueError(f"entity_scores: expected numbers, got NaN among the {role}s")
-    cells = (scores > 0).nonzero()
+        raise ValueError(f"entity_scores must be numbers, got NaN among the {role}s")
+    cells = (scores > threshold).nonzero()
     below = cells[cells[:, 0] > cells[:, 1]]
     if len(below):
         raise ValueError(
-            f"entity_scores: expected no {role} below the diagonal, got cell "
-            f"{tuple(below[0].tolist())} above 0"
+            f"entity_scores must choose no {role} below the diagonal, got cell "
+            f"{tuple(below[0].tolist())} above {threshold}"
         )
     values = scores[cells[:, 0], cells[:, 1]]
     return (cells, values) if limit is None else best_spans(cells, values, limit)
 
 
-def _check_shapes(entity_scores: Tensor, head_scores: Tensor, tail_scores: Tensor) -> None:
+def _check_shapes(entity_scores: Tensor, head_links: Tensor, tail_links: Tensor) -> None:
     length = entity_scores.shape[-1] if entity_scores.dim() else 0
     if tuple(entity_scores.shape) != (2, length, length):
         raise ValueError(
-            f"entity_scores: expected shape (2, L, L), got {tuple(entity_scores.shape)}"
+            f"entity_scores must have shape (2, L, L), got {tuple(entity_scores.shape)}"
         )
-    if head_scores.dim() != 3 or tuple(head_scores.shape[1:]) != (length, length):
+    if head_links.dim() != 3 or tuple(head_links.shape[1:]) != (length, length):
         raise ValueError(
-            f"head_scores: expected shape (R, {length}, {length}), got {tuple(head_scores.shape)}"
+            f"head_links must have shape (R, {length}, {length}), got {tuple(head_links.shape)}"
         )
-    if tail_scores.shape != head_scores.shape:
+    if tail_links.shape != head_links.shape:
         raise ValueError(
-            f"tail_scores: expected shape {tuple(head_scores.shape)} like head_scores, "
-            f"got {tuple(tail_scores.shape)}"
+            f"tail_links must have shape {tuple(head_links.shape)} like head_links, "
+            f"got {tuple(tail_links.shape)}"
         )

@@ -86,8 +86,8 @@ class GPLinker(ExtractionModel):
         size, head_size, start = encoder.hidden_size, options.head_size, options.bias_start
         links = {"causal": False, "rope": options.link_rope}
         self.entities = kind(size, 2, head_size, bias_start=start)
-        self.heads = kind(size, len(self.relations), head_size, bias_start=start, **links)
-        self.tails = kind(size, len(self.relations), head_size, bias_start=start, **links)
+        self.head_links = kind(size, len(self.relations), head_size, bias_start=start, **links)
+        self.tail_links = kind(size, len(self.relations), head_size, bias_start=start, **links)
 
     @classmethod
     def create(
@@ -147,7 +147,7 @@ class GPLinker(ExtractionModel):
         dict of str to Tensor
             The encoder's inputs ``(B, L)``; ``attention_mask`` (B, L), 1 on tokens; ``cells``
             (B, L) bool, True on tokens with characters, which alone have rows and columns in the
-            tables; ``entities``, ``heads``, ``tails`` as of :func:`table_positives`.
+            tables; ``entities``, ``head_links``, ``tail_links`` as of :func:`table_positives`.
 
         Raises
         ------
@@ -179,11 +179,19 @@ class GPLinker(ExtractionModel):
         """
         hidden = self.encoder(**inputs)
         return Tables(
-            self.entities(hidden, cells), self.heads(hidden, cells), self.tails(hidden, cells)
+            self.entities(hidden, cells),
+            self.head_links(hidden, cells),
+            self.tail_links(hidden, cells),
         )
 
     def forward(
-        self, *, entities: Tensor, heads: Tensor, tails: Tensor, cells: Tensor, **inputs: Tensor
+        self,
+        *,
+        entities: Tensor,
+        head_links: Tensor,
+        tail_links: Tensor,
+        cells: Tensor,
+        **inputs: Tensor,
     ) -> Tensor:
         """Return the training loss of a batch made by :meth:`collate`.
 
@@ -204,8 +212,8 @@ class GPLinker(ExtractionModel):
                 pointer.loss(states, positives, cells, reduction="none")
                 for pointer, positives in (
                     (self.entities, entities),
-                    (self.heads, heads),
-                    (self.tails, tails),
+                    (self.head_links, head_links),
+                    (self.tail_links, tail_links),
                 )
             ]
             return torch.cat(per_table, dim=1).sum(dim=1).mean()
@@ -219,7 +227,7 @@ class GPLinker(ExtractionModel):
                 zlpr_divergence(
                     *(pointer(s, cells).flatten(-2) for s in (states, others)), reduction="none"
                 )
-                for pointer in (self.entities, self.heads, self.tails)
+                for pointer in (self.entities, self.head_links, self.tail_links)
             ]
             return torch.cat(per_table, dim=1).sum(dim=1).mean()
 
@@ -278,9 +286,18 @@ class GPLinker(ExtractionModel):
             pointer.blocks(
                 hidden, [s[:, end] for s, _ in subjects], [o[:, end] for o, _ in objects]
             )
-            for end, pointer in enumerate((self.heads, self.tails))
+            for end, pointer in enumerate((self.head_links, self.tail_links))
         )
         return [
             decode_blocks(*subject, *object_, head, tail)
             for subject, object_, head, tail in zip(subjects, objects, heads, tails, strict=True)
         ]
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *others: Any) -> None:
+        """Take weights that were saved when the links were ``heads`` and ``tails``."""
+        for name in list(state_dict):
+            for old, new in (("heads.", "head_links."), ("tails.", "tail_links.")):
+                if name.startswith(prefix + old):
+                    now = prefix + new + name.removeprefix(prefix + old)
+                    state_dict[now] = state_dict.pop(name)
+        super()._load_from_state_dict(state_dict, prefix, *others)

@@ -6,6 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from lib import _checks
 from lib.extraction.alignment import TokenTriple
 
 __all__ = ["Tables", "table_positives"]
@@ -23,9 +24,9 @@ class Tables(NamedTuple):
     """Spans; table 0 holds the subjects, table 1 the objects.
 
     ``(…, 2, L, L)`` or ``(…, 2, K, 2)``."""
-    heads: Tensor
+    head_links: Tensor
     """Links from a subject's first token to its object's. ``(…, R, L, L)`` or ``(…, R, K, 2)``."""
-    tails: Tensor
+    tail_links: Tensor
     """Links from a subject's last token to its object's. ``(…, R, L, L)`` or ``(…, R, K, 2)``."""
 
 
@@ -60,6 +61,8 @@ def table_positives(
 
     Raises
     ------
+    TypeError
+        If `length` or `relations` is no integer.
     ValueError
         If `length` or `relations` is not positive, a position lies outside ``[0, length)``, a
         span ends before it starts, or a relation lies outside ``[0, relations)``.
@@ -75,15 +78,13 @@ def table_positives(
     >>> tables = table_positives([[TokenTriple(0, 1, 0, 3, 3)]], length=4, relations=2)
     >>> tables.entities.tolist()
     [[[[0, 1]], [[3, 3]]]]
-    >>> tables.heads.tolist(), tables.tails.tolist()
+    >>> tables.head_links.tolist(), tables.tail_links.tolist()
     ([[[[0, 3]], [[-1, -1]]]], [[[[1, 3]], [[-1, -1]]]])
     """
-    for name, value in (("length", length), ("relations", relations)):
-        if value < 1:
-            raise ValueError(f"{name}: expected at least 1, got {value}")
+    length, relations = _size("length", length), _size("relations", relations)
     entities: list[list[set[Cell]]] = []
-    heads: list[list[set[Cell]]] = []
-    tails: list[list[set[Cell]]] = []
+    head_links: list[list[set[Cell]]] = []
+    tail_links: list[list[set[Cell]]] = []
     for triples in batch:
         spans, by_head, by_tail = (
             [set[Cell]() for _ in range(count)] for count in (2, relations, relations)
@@ -95,9 +96,19 @@ def table_positives(
             by_head[triple.relation].add((triple.subject_head, triple.object_head))
             by_tail[triple.relation].add((triple.subject_tail, triple.object_tail))
         entities.append(spans)
-        heads.append(by_head)
-        tails.append(by_tail)
-    return Tables(_padded(entities, 2), _padded(heads, relations), _padded(tails, relations))
+        head_links.append(by_head)
+        tail_links.append(by_tail)
+    return Tables(
+        _padded(entities, 2), _padded(head_links, relations), _padded(tail_links, relations)
+    )
+
+
+def _size(name: str, value: object) -> int:
+    """Return a number of rows or tables."""
+    size = _checks.as_index(name, value)
+    if size < 1:
+        raise ValueError(f"{name} must be at least 1, got {size}")
+    return size
 
 
 def _check(triple: TokenTriple, length: int, relations: int) -> None:
@@ -108,12 +119,12 @@ def _check(triple: TokenTriple, length: int, relations: int) -> None:
     ):
         if not 0 <= head <= tail < length:
             raise ValueError(
-                f"batch: expected a {role} with 0 <= head <= tail < {length}, "
+                f"batch must hold {role}s with 0 <= head <= tail < {length}, "
                 f"got head {head} and tail {tail}"
             )
     if not 0 <= triple.relation < relations:
         raise ValueError(
-            f"batch: expected a relation from 0 to {relations - 1}, got {triple.relation}"
+            f"batch must hold relations from 0 to {relations - 1}, got {triple.relation}"
         )
 
 

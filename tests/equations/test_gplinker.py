@@ -164,7 +164,7 @@ def library_tables(triples, length, relations):
 
     heads, tails = (
         {(r, *cell) for r, row in enumerate(table[0]) for cell in cells(row)}
-        for table in (tables.heads, tables.tails)
+        for table in (tables.head_links, tables.tail_links)
     )
     return cells(tables.entities[0, 0]), cells(tables.entities[0, 1]), heads, tails
 
@@ -391,7 +391,7 @@ def targets_from_library(triples, length, relations):
     rows = [TokenTriple(*t) for t in triples]
     lists = table_positives([rows], length=length, relations=relations)
     dense = []
-    for table in (lists.entities[0], lists.heads[0], lists.tails[0]):
+    for table in (lists.entities[0], lists.head_links[0], lists.tail_links[0]):
         y = torch.zeros(len(table), length, length)
         for row, cells in zip(y, table.tolist(), strict=True):
             for i, j in cells:
@@ -1181,7 +1181,9 @@ EXAMPLES = (
 )
 
 
-def loss_by_loops(model, per_text="sum", batch="mean", tables=("entities", "heads", "tails")):
+def loss_by_loops(
+    model, per_text="sum", batch="mean", tables=("entities", "head_links", "tail_links")
+):
     """Every table of every text on its own; only valid cells; plain floats."""
     items, _ = model.prepare(EXAMPLES)
     values = []
@@ -1190,8 +1192,8 @@ def loss_by_loops(model, per_text="sum", batch="mean", tables=("entities", "head
         positives = tables_of({tuple(vars_of(t)) for t in item.triples})
         wanted = {
             "entities": {0: positives[0], 1: positives[1]},
-            "heads": {r: {c[1:] for c in positives[2] if c[0] == r} for r in (0, 1)},
-            "tails": {r: {c[1:] for c in positives[3] if c[0] == r} for r in (0, 1)},
+            "head_links": {r: {c[1:] for c in positives[2] if c[0] == r} for r in (0, 1)},
+            "tail_links": {r: {c[1:] for c in positives[3] if c[0] == r} for r in (0, 1)},
         }
         losses = []
         for name, by_head in wanted.items():
@@ -1221,7 +1223,7 @@ def vars_of(triple):
 
 def scoring_inputs(model, items):
     batch = model.collate(items)
-    return {k: v for k, v in batch.items() if k not in ("entities", "heads", "tails")}
+    return {k: v for k, v in batch.items() if k not in ("entities", "head_links", "tail_links")}
 
 
 def library_loss(model):
@@ -1240,7 +1242,7 @@ def library_loss(model):
         "the mean over tables": lambda model: loss_by_loops(model, per_text="mean"),
         "the sum over texts": lambda model: loss_by_loops(model, batch="sum"),
         "the tail links are left out": lambda model: loss_by_loops(
-            model, tables=("entities", "heads")
+            model, tables=("entities", "head_links")
         ),
     },
 )

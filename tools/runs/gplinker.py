@@ -61,11 +61,17 @@ class FilledTables(GPLinker):
     """A model that is trained from filled tables; extraction is the library's."""
 
     def forward(
-        self, *, entities: Tensor, heads: Tensor, tails: Tensor, cells: Tensor, **inputs: Tensor
+        self,
+        *,
+        entities: Tensor,
+        head_links: Tensor,
+        tail_links: Tensor,
+        cells: Tensor,
+        **inputs: Tensor,
     ) -> Tensor:
         """Return the loss of `from_tables`."""
         tables = self.scores(cells=cells, **inputs)
-        return self.from_tables(tables, Tables(entities, heads, tails))
+        return self.from_tables(tables, Tables(entities, head_links, tail_links))
 
     def from_tables(self, scores: Tables, positives: Tables) -> Tensor:
         """Return the loss of filled tables."""
@@ -111,15 +117,21 @@ class Rounded(GPLinker):
     """Parts of the scores rounded to bfloat16, and the factorised loss of these."""
 
     def forward(
-        self, *, entities: Tensor, heads: Tensor, tails: Tensor, cells: Tensor, **inputs: Tensor
+        self,
+        *,
+        entities: Tensor,
+        head_links: Tensor,
+        tail_links: Tensor,
+        cells: Tensor,
+        **inputs: Tensor,
     ) -> Tensor:
         """Return the factorised loss."""
         hidden = self.encoder(**inputs)
         losses = []
         for pointer, positives in (
             (self.entities, entities),
-            (self.heads, heads),
-            (self.tails, tails),
+            (self.head_links, head_links),
+            (self.tail_links, tail_links),
         ):
             assert isinstance(pointer, EfficientGlobalPointer)
             pair, start, end = (part.bfloat16() for part in pointer.parts(hidden))
@@ -139,8 +151,8 @@ class Merged(FilledTables):
         spans = sparse_zlpr_loss(*listed(scores.entities, positives.entities), reduction="none")
         flat: list[Tensor] = []
         numbers: list[Tensor] = []
-        tables = scores.heads.shape[1]
-        for kind in ("heads", "tails"):
+        tables = scores.head_links.shape[1]
+        for kind in ("head_links", "tail_links"):
             table, cells = listed(getattr(scores, kind), getattr(positives, kind))
             shift = (torch.arange(tables) + tables * len(flat))[:, None] * table.shape[-1]
             flat.append(table.flatten(1))
@@ -188,7 +200,7 @@ def one(splits: dict[str, tuple[Example, ...]], variant: str, seed: int) -> dict
     model = kind.create("small", RELATIONS, texts=texts, **options)
     if not changes.get("tails", True):
         # It has the two methods of a pointer that a model calls, and is none.
-        model.tails = Yes(len(RELATIONS))  # type: ignore[assignment]
+        model.tail_links = Yes(len(RELATIONS))  # type: ignore[assignment]
     items = {name: model.prepare(examples)[0] for name, examples in splits.items()}
     optimiser = torch.optim.AdamW(model.parameters(), lr=RATE, weight_decay=0.01, fused=True)
     steps = EPOCHS * math.ceil(len(items["train"]) / BATCH)
@@ -238,7 +250,7 @@ def gold_subjects(model: GPLinker, items: list[Any]) -> float:
         for first in range(0, len(items), BATCH):
             batch = model.collate(items[first : first + BATCH])
             subjects = batch.pop("entities")[:, 0]
-            del batch["heads"], batch["tails"]
+            del batch["head_links"], batch["tail_links"]
             cells = batch.pop("cells")
             texts, places = (subjects[..., 0] >= 0).nonzero(as_tuple=True)
             starts, ends = subjects[texts, places].unbind(-1)
