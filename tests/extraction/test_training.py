@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import random
+import re
 import subprocess
 import sys
 from dataclasses import asdict, replace
@@ -314,6 +315,35 @@ def test_relations_that_cannot_be_learnt_are_said_and_missed(tmp_path, capsys):
     many = [replace(odd, triples=(replace(odd.triples[0], relation=f"r{n}"),)) for n in range(9)]
     with pytest.warns(UnknownRelationWarning, match=r"9 triples of the relations 'r0', .*, … coun"):
         evaluate(new_model(corpus), many)
+
+
+def test_the_way_is_told_where_no_bar_can_be_drawn(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(_run, "MINUTE", 0.0)
+    settings = replace(SETTINGS, epochs=2)
+    run(tmp_path / "run", settings, progress=True)
+    said = capsys.readouterr().err
+    way = r"^epoch (\d) of 2: step (\d+) of 10, loss \d+\.\d{4}, at most \d+ min left$"
+    steps = [(int(e), int(n)) for e, n in re.findall(way, said, flags=re.MULTILINE)]
+    assert steps == [(epoch, step) for epoch in (1, 2) for step in range(1, 11)]
+    monkeypatch.setattr(_run, "MINUTE", 3600.0)
+    run(tmp_path / "other", settings, progress=True)
+    assert "min left" not in capsys.readouterr().err
+
+
+def test_what_makes_a_poor_run_is_said(tmp_path, capsys):
+    """In range and readable, but of no use: said before the first epoch, also without progress."""
+    one = replace(SETTINGS, epochs=1)
+    run(tmp_path / "few", one, corpus=toy_corpus(train=20, dev=0))
+    said = capsys.readouterr().err
+    assert "Warning: dev holds too few triples (2): chance decides" in said
+    assert "ema" not in said
+    run(tmp_path / "slow", replace(SETTINGS, ema=0.99))
+    said = capsys.readouterr().err
+    assert "Warning: ema 0.99 averages the weights of about 100 steps, and the whole run" in said
+    assert "takes 60" in said
+    assert "dev holds" not in said
+    run(tmp_path / "fine", replace(SETTINGS, ema=0.9))
+    assert capsys.readouterr().err == ""
 
 
 def test_progress_is_told_on_request_only(tmp_path, capsys):

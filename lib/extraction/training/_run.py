@@ -50,6 +50,12 @@ with needs("extraction"):
 
 __all__ = ["train"]
 
+FEW = 10
+"""Triples of dev below which its scores are a matter of chance."""
+
+MINUTE = 60.0
+"""Seconds between two lines on the way through an epoch."""
+
 
 def train(
     model: Extractor,
@@ -85,7 +91,7 @@ def train(
         What to record as the command; by default that of the running program.
     progress : bool
         Report on standard error: a line per epoch, and a bar with the loss and the time left if it
-        is a terminal.
+        is a terminal, else a line with both a minute.
 
     Returns
     -------
@@ -157,10 +163,52 @@ class _Run:
         self.epochs: list[dict[str, Any]] = []  # those finished, as in the record
         self.best_model: dict[str, Tensor] = {}
         self.peaks: list[float] = []
+        self.told = self.started = time.monotonic()
+        self.steps = 0  # taken in this call
+        self.say_doubts()
 
     def say(self, line: str, *, always: bool = False) -> None:
         if self.progress or (always and self.main):
             tqdm.write(line, file=sys.stderr)
+
+    def say_doubts(self) -> None:
+        """Say what makes a poor run of settings that are in range, and of data that can be read."""
+        dev = self.splits["dev"]
+        triples = sum(len(example.triples) for example in dev)
+        if triples < FEW:
+            self.say(
+                f"Warning: dev holds too few triples ({triples}): chance decides which epoch is "
+                "best, and dev's scores say next to nothing",
+                always=True,
+            )
+        steps = self.settings.epochs * self.steps_per_epoch
+        reach = 1 / (1 - self.settings.ema)
+        if self.settings.ema and reach > steps / 4:
+            self.say(
+                f"Warning: ema {self.settings.ema:g} averages the weights of about {reach:.0f} "
+                f"steps, and the whole run takes {steps}: what is kept will lag behind what is "
+                f"trained; ema {max(0.0, 1 - 10 / steps):.3g} or less suits this run",
+                always=True,
+            )
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return math.ceil(len(self.splits["train"]) / self.settings.batch_size)
+
+    def say_where(self, epoch: int, number: int, loss: Tensor) -> None:
+        """Say once a minute how far the run is, where there is no terminal to draw a bar on."""
+        self.steps += 1
+        now = time.monotonic()
+        if not self.progress or sys.stderr.isatty() or now - self.told < MINUTE:
+            return
+        self.told = now
+        left = self.settings.epochs * self.steps_per_epoch
+        left -= (epoch - 1) * self.steps_per_epoch + number
+        minutes = left * (now - self.started) / self.steps / 60
+        self.say(
+            f"epoch {epoch} of {self.settings.epochs}: step {number} of {self.steps_per_epoch}, "
+            f"loss {loss.item():.4f}, at most {math.ceil(minutes)} min left"
+        )
 
     def identity(self) -> dict[str, Any]:
         """Return what must be equal for a run to be the same run."""
@@ -282,7 +330,8 @@ class _Run:
             # The kill may have come between the checkpoint and the model that belongs to it.
             self.save_best()
             self.say(f"continuing after epoch {len(self.epochs)} of {settings.epochs}")
-        steps = math.ceil(len(lengths) / settings.batch_size)
+        steps = self.steps_per_epoch
+        self.started = time.monotonic()
         with tqdm(
             total=settings.epochs * steps,
             initial=len(self.epochs) * steps,
@@ -377,6 +426,7 @@ class _Run:
         self.save_checkpoint(optimizer, improved)
         if improved:
             self.save_best()
+        self.told = time.monotonic()
         self.say(
             f"epoch {epoch}: loss {loss:.4f}, dev precision {dev.precision:.4f} "
             f"recall {dev.recall:.4f} F1 {dev.f1:.4f}{' (best)' if improved else ''}, "
@@ -430,6 +480,7 @@ class _Run:
             bar.update()
             if number % 10 == 0:  # reading the loss makes a GPU wait
                 bar.set_postfix(loss=f"{loss.item():.4f}")
+            self.say_where(epoch, number + 1, loss)
         mean: float = accelerator.reduce(total, reduction="sum").item() / len(lengths)
         if not math.isfinite(mean):
             raise ValueError(
