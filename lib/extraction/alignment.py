@@ -115,6 +115,11 @@ class Losses(Counter[str]):
         self[reason] += 1
         self.first.setdefault(reason, example)
 
+    def include(self, later: "Losses") -> None:
+        """Add the counts of what comes later, and its examples of reasons that are new."""
+        self.update(later)
+        self.first = later.first | self.first
+
 
 def describe_loss(example: Example, loss: Loss, offsets: Offsets) -> str:
     """Say where a lost triple is, and what of it is lost.

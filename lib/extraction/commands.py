@@ -24,6 +24,7 @@ import torch
 from torch import distributed
 
 from lib._extras import needs
+from lib.extraction.alignment import Losses
 from lib.extraction.corpora import MalformedLinesError, load_corpus, trained_relations
 from lib.extraction.encoders import DEFAULT_MAX_LENGTH
 from lib.extraction.folders import standing_folder
@@ -41,6 +42,7 @@ from lib.extraction.training import (
     predict,
     set_seed,
     train,
+    warn_of_cuts,
 )
 from lib.extraction.triples import Corpus, Example, example_to_json
 
@@ -280,6 +282,7 @@ def extractor_commands(
             raise ValueError(f"--output: no such folder: {str(Path(output).parent)!r}")
         name = "standard input" if input == "-" else input
         failures = _Failures(shown=accelerator.is_main_process)
+        cut = Losses()
 
         def lines(source: BufferedIOBase) -> Iterator[str]:
             incoming = Lines(source)
@@ -290,10 +293,11 @@ def extractor_commands(
                 failed: dict[int, Exception] = {}
                 found = predict(
                     loaded,
-                    [example.text for example, _ in chunk],
+                    [example for example, _ in chunk],
                     batch_size=batch_size,
                     progress=not quiet,
                     failed=failed,
+                    cut=cut,
                 )
                 for index, (given, scored) in enumerate(zip(chunk, found, strict=True)):
                     if index not in failed:
@@ -312,17 +316,20 @@ def extractor_commands(
 
         with nullcontext(sys.stdin.buffer) if input == "-" else Path(input).open("rb") as source:
             assert isinstance(source, BufferedIOBase)
-            if not accelerator.is_main_process:
-                for _ in lines(source):  # it computes its share; the main process writes
-                    pass
-            elif output == "-":
-                for line in lines(source):
-                    click.echo(line, nl=False)
-            else:
-                write_atomically(
-                    Path(output),
-                    lambda file: file.writelines(line.encode() for line in lines(source)),
-                )
+            try:
+                if not accelerator.is_main_process:
+                    for _ in lines(source):  # it computes its share; the main process writes
+                        pass
+                elif output == "-":
+                    for line in lines(source):
+                        click.echo(line, nl=False)
+                else:
+                    write_atomically(
+                        Path(output),
+                        lambda file: file.writelines(line.encode() for line in lines(source)),
+                    )
+            finally:  # a stream may end by a key
+                warn_of_cuts(cut, failures.count + failures.fine)
         if failures.count:
             texts = failures.count + failures.fine
             raise _PartialError(

@@ -2,6 +2,7 @@
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from io import BufferedIOBase
 from typing import Any, NamedTuple
 
@@ -145,7 +146,7 @@ def _json_line(line: bytes, number: int, name: str) -> Input:
         example = example_from_json(record, default_id=str(number), labelled=False)
     except ValueError as error:
         raise ValueError(f"{name}, line {number}: {error}") from error
-    return Input(example, record)
+    return Input(replace(example, source=f"{name}, text {example.id!r}"), record)
 
 
 def _plain_line(line: bytes, number: int, name: str) -> Input | None:
@@ -154,4 +155,4 @@ def _plain_line(line: bytes, number: int, name: str) -> Input | None:
     except UnicodeDecodeError as error:
         raise ValueError(f"{name}, line {number}: not UTF-8 ({error.reason})") from error
     # There may be nothing but white space of Unicode.
-    return Input(Example(str(number), text, ()), {}) if text else None
+    return Input(Example(str(number), text, (), f"{name}, line {number}"), {}) if text else None

@@ -244,7 +244,10 @@ def test_predictions_of_many_texts_come_in_order(trained, monkeypatch):
 def test_texts_that_are_cut_are_told_in_one_line(trained, data, tmp_path):
     long = "Bo met Ada " + "and so on " * 20
     result = call("predict", "--model", trained[0], input=f"{long}\nBo met Ada\n")
-    said = "Warning: 1 of 2 texts are longer than the model reads; their ends were cut\n"
+    said = (
+        "Warning: 1 of 2 texts are longer than the model reads; their ends were cut "
+        "(first standard input, line 1)\n"
+    )
     assert (result.exit_code, result.stderr) == (0, said)
     assert len(result.stdout.splitlines()) == 2
 
@@ -256,6 +259,20 @@ def test_texts_that_are_cut_are_told_in_one_line(trained, data, tmp_path):
     assert "Warning: 1 of 10 texts are longer" in result.stderr
     fine = call("evaluate", "--model", trained[0], "--data", data)
     assert (fine.exit_code, fine.stderr) == (0, "")
+
+
+def test_texts_that_are_cut_are_told_once_with_the_first_of_them(trained, monkeypatch):
+    """However many chunks there are, and whatever their ids."""
+    monkeypatch.setattr(commands, "_CHUNK", 2)
+    long = "Bo met Ada " + "and so on " * 20
+    texts = ["Bo met Ada", "Bo met Ada", "Bo met Ada", long, long, "Bo met Ada", long]
+    given = [json.dumps({"id": f"x{n}", "text": text}) for n, text in enumerate(texts)]
+    result = call("predict", "--model", trained[0], input="\n".join(given))
+    assert (result.exit_code, len(result.stdout.splitlines())) == (0, 7)
+    assert result.stderr == (
+        "Warning: 3 of 7 texts are longer than the model reads; their ends were cut "
+        "(first standard input, text 'x3')\n"
+    )
 
 
 def test_other_warnings_are_shown_as_ever(trained, monkeypatch):

@@ -26,6 +26,7 @@ from lib.extraction.training._inference import (
     evaluate,
     make_accelerator,
     predict,
+    warn_of_cuts,
 )
 from lib.extraction.training._protocol import Extractor
 from lib.extraction.training._run import train
@@ -51,4 +52,5 @@ __all__ = [
     "predict",
     "set_seed",
     "train",
+    "warn_of_cuts",
 ]

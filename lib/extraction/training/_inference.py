@@ -4,6 +4,7 @@ import math
 import os
 import warnings
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -30,6 +31,7 @@ __all__ = [
     "make_accelerator",
     "predict",
     "score_items",
+    "warn_of_cuts",
 ]
 
 
@@ -89,17 +91,18 @@ def evaluate(
     lost = report_losses(losses, sum(len(example.triples) for example in examples))
     if lost and make_accelerator().is_main_process:
         warnings.warn(lost, LostTripleWarning, stacklevel=2)
-    _warn_of_cuts(losses[TRUNCATED], len(examples))
+    warn_of_cuts(losses, len(examples))
     return score_items(model, examples, items, match, batch_size, progress)
 
 
 def predict(
     model: Extractor,
-    texts: Sequence[str],
+    texts: Sequence[str | Example],
     *,
     batch_size: int = 32,
     progress: bool = False,
     failed: dict[int, Exception] | None = None,
+    cut: Losses | None = None,
 ) -> list[tuple[tuple[Triple, float], ...]]:
     """Extract triples from texts.
 
@@ -109,8 +112,8 @@ def predict(
     ----------
     model : Extractor
         Moved to the device that computes.
-    texts : sequence of str
-        May be empty.
+    texts : sequence of str or Example
+        May be empty. Of an example only the text is read; it says where its text comes from.
     batch_size : int
         Sentences at a time.
     progress : bool
@@ -118,6 +121,8 @@ def predict(
     failed : dict, optional
         Receives what was raised for a text, by its index; the text then has no triples, and the
         others have theirs. None: the first error ends the call.
+    cut : Losses, optional
+        Receives how many texts were cut, and where the first is, in place of the warning.
 
     Returns
     -------
@@ -126,7 +131,10 @@ def predict(
         logistic function of the smallest score that had to exceed 0. It orders triples; it is not
         the probability that a triple is right. The same in every process.
     """
-    examples = [Example(str(n), text, ()) for n, text in enumerate(texts)]
+    examples = [
+        replace(text, triples=()) if isinstance(text, Example) else Example(str(n), text)
+        for n, text in enumerate(texts)
+    ]
     try:
         listed, losses = model.prepare(examples)
         items = dict(enumerate(listed))
@@ -134,7 +142,10 @@ def predict(
         if failed is None:
             raise
         items, losses = _prepare_each(model, examples, failed)
-    _warn_of_cuts(losses[TRUNCATED], len(texts))
+    if cut is None:
+        warn_of_cuts(losses, len(texts))
+    else:
+        cut.include(losses)
     found = _extract(model, items, batch_size, progress, failed)
     return [
         tuple((triple, 1 / (1 + math.exp(-score))) for triple, score in found.get(index, ()))
@@ -167,10 +178,21 @@ def _warn_of_relations(examples: Sequence[Example], known: Sequence[str]) -> Non
         warnings.warn(message, UnknownRelationWarning, stacklevel=3)
 
 
-def _warn_of_cuts(count: int, texts: int) -> None:
-    """Say once, in one process, how many texts were not read to their end."""
-    if count and make_accelerator().is_main_process:
-        message = f"{count} of {texts} texts are longer than the model reads; their ends were cut"
+def warn_of_cuts(losses: Losses, texts: int) -> None:
+    """Say once, in one process, how many texts were not read to their end, and where the first is.
+
+    Parameters
+    ----------
+    losses : Losses
+        As of a model's ``prepare``, or of several calls together.
+    texts : int
+        How many texts there are, with those that were read.
+    """
+    if losses[TRUNCATED] and make_accelerator().is_main_process:
+        first = losses.first.get(TRUNCATED)
+        count = f"{losses[TRUNCATED]} of {texts} texts"
+        message = f"{count} are longer than the model reads; their ends were cut"
+        message += f" (first {first})" if first else ""
         warnings.warn(message, TruncatedTextWarning, stacklevel=3)
 
 
@@ -186,7 +208,7 @@ def _prepare_each(
         except Exception as error:  # whatever a tokenizer finds wrong with a text
             failed[index] = error
         else:
-            losses.update(counts)
+            losses.include(counts)
     return items, losses
 
 
