@@ -1,9 +1,11 @@
 """Divergences against 400 digits; uncounted cells; errors; R-Drop; adversarial direction."""
 
+import functools
 import math
 import re
 
 import mpmath as mp
+import numpy as np
 import pytest
 import torch
 
@@ -130,7 +132,12 @@ def test_refused_input(function):
         bad = s.clone()
         bad[1, 2] = value
         for pair in ((bad, s), (s, bad)):
-            with pytest.raises(ValueError, match=re.escape("at [1, 2]")):
+            name = "target" if function is zlpr_regret else "other"
+            values = [f"{x[1, 2].item()}" for x in pair]
+            message = (
+                f"or -inf in both, got logits[1, 2] = {values[0]} and {name}[1, 2] = {values[1]}"
+            )
+            with pytest.raises(ValueError, match=re.escape(message)):
                 function(*pair)
     with pytest.raises(ValueError, match="expected"):
         function(s, s[:1])
@@ -143,11 +150,16 @@ def test_refused_input(function):
 
 
 @pytest.mark.parametrize("function", ALL)
-def test_where_no_value_can_be_read_a_bad_position_is_nan(function, monkeypatch):
-    monkeypatch.setattr(_checks, "values_readable", lambda *tensors: False)
+@pytest.mark.parametrize("validate", [True, False])
+def test_where_nobody_looks_a_bad_position_is_nan(function, validate, monkeypatch):
+    if validate:
+        monkeypatch.setattr(_checks, "values_readable", lambda *tensors: False)
+    function = functools.partial(function, validate=validate)
     s = torch.tensor([[1.0, 2.0], [math.nan, 2.0], [-INF, 2.0]])
     u = torch.zeros(3, 2)
-    values = function(s, u, reduction="none")
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.Tensor, "__bool__", None)
+        values = function(s, u, reduction="none")
     assert values.isnan().tolist() == [False, True, True]
     torch.testing.assert_close(values[0], function(s[0], u[0]))
 
@@ -354,10 +366,81 @@ def test_direction_where_nothing_moves_and_what_is_refused():
         virtual_adversarial_loss(lambda x: x, inputs, sigmoid_divergence, epsilon=-1.0, xi=1.0)
     with pytest.raises(TypeError, match="inputs must be a floating-point tensor"):
         virtual_adversarial_direction(lambda x: x, inputs.long(), sigmoid_divergence, xi=1.0)
-    with pytest.raises(TypeError, match=r"steps must be an integer, got 1\.5"):
-        virtual_adversarial_direction(lambda x: x, inputs, sigmoid_divergence, xi=1.0, steps=1.5)
+    for steps, kind in ((1.5, "float"), (True, "bool")):
+        with pytest.raises(TypeError, match=f"steps must be an int, got {kind}"):
+            virtual_adversarial_direction(
+                lambda x: x, inputs, sigmoid_divergence, xi=1.0, steps=steps
+            )
     with pytest.raises(TypeError, match=r"divergence must return a torch\.Tensor"):
         virtual_adversarial_direction(lambda x: x, inputs, lambda s, u: 0.0, xi=1.0)
+
+
+@pytest.mark.parametrize("function", ALL)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_autocast_does_not_reach_the_probe(function, dtype):
+    generator = torch.Generator().manual_seed(13)
+    first = torch.randn(64, 32, generator=generator, dtype=torch.float64) / 6
+    second = torch.randn(20, 64, generator=generator, dtype=torch.float64) / 3
+    inputs = torch.randn(50, 32, generator=generator, dtype=torch.float64)
+
+    def found(which, x, **options):
+        a, b = first.to(x), second.to(x).requires_grad_()
+        value = which(
+            lambda x: torch.tanh(x @ a.T) @ b.T,
+            x,
+            function,
+            xi=1e-3,
+            steps=np.int64(2),
+            generator=torch.Generator().manual_seed(14),
+            **options,
+        )
+        return value, b
+
+    for which, options in (
+        (virtual_adversarial_direction, {}),
+        (virtual_adversarial_loss, {"epsilon": 0.1}),
+    ):
+        plain, weight = found(which, inputs.float(), **options)
+        with torch.autocast("cpu", dtype=dtype):
+            ours, other = found(which, inputs.float(), **options)
+            assert torch.is_autocast_enabled("cpu")
+        assert torch.equal(ours, plain)
+        if options:
+            slopes = [torch.autograd.grad(*pair)[0] for pair in ((ours, other), (plain, weight))]
+            assert torch.equal(*slopes)
+        else:
+            assert (ours * found(which, inputs)[0]).sum(-1).abs().mean() > 0.99
+    with pytest.raises(TypeError, match=f"forward must return scores of float32 .* got {dtype}"):
+        virtual_adversarial_direction(lambda x: x.to(dtype), inputs, function, xi=1e-3)
+
+
+def test_the_start_does_not_depend_on_dtypes():
+    def start(dtype):
+        return virtual_adversarial_direction(
+            lambda x: x * 0,
+            torch.zeros(2, 30, dtype=dtype),
+            sigmoid_divergence,
+            xi=1.0,
+            generator=torch.Generator().manual_seed(15),
+        )
+
+    first = start(torch.float32)
+    torch.testing.assert_close(start(torch.float64).float(), first)
+    torch.set_default_dtype(torch.float64)
+    try:
+        assert torch.equal(start(torch.float32), first)
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+def test_direction_is_not_for_transforms():
+    for transform in (torch.func.vmap, torch.func.jacrev):
+        with pytest.raises(RuntimeError, match=r"must be called outside of torch\.func"):
+            transform(
+                lambda x: virtual_adversarial_direction(
+                    lambda x: x * x, x, sigmoid_divergence, xi=1.0
+                )
+            )(torch.ones(2, 3, 4))
 
 
 def test_direction_without_a_gradient_is_refused():

@@ -5,15 +5,17 @@ import math
 import re
 
 import mpmath
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch._dynamo.testing import CompileCounter
 
 from lib import _checks
 from lib.exact import (
     ExactLoss,
-    _rows,
+    _integral,
     exact_loss,
     expected_accuracy,
     log_expected_accuracy,
@@ -195,7 +197,7 @@ def test_many_classes_take_the_nodes_in_parts(monkeypatch):
     logits, targets = some_rows(shape=(5, 90))
     whole = torch.autograd.grad(exact_loss(logits, targets), logits)[0]
     for cells in (1, 91, 400, 2000):
-        monkeypatch.setattr(_rows, "_CHUNK_CELLS", cells)
+        monkeypatch.setattr(_integral, "_CHUNK_CELLS", cells)
         parts = torch.autograd.grad(exact_loss(logits, targets), logits)[0]
         torch.testing.assert_close(parts, whole, rtol=1e-12, atol=1e-16)
 
@@ -346,7 +348,7 @@ def test_no_rows():
 @pytest.mark.parametrize("bad", [-1, 4, 2**40])
 def test_target_out_of_range(bad):
     targets = torch.tensor([[0, 1], [bad, 2]])
-    message = f"targets must be classes in [0, 4), got {bad} at targets[1, 0]"
+    message = f"classes in [0, 4) or ignore_index = -100, got {bad} at targets[1, 0]"
     with raises(ValueError, message):
         exact_loss(torch.zeros(2, 2, 4), targets)
 
@@ -356,7 +358,7 @@ def test_target_out_of_range(bad):
 def test_bad_logits_are_named(bad, column):
     logits = torch.zeros(2, 3)
     logits[1, column] = bad
-    message = f"logits must be finite or -inf, got {bad} at logits[1, {column}]"
+    message = f"logits must be finite or -inf where they count, got {bad} at logits[1, {column}]"
     with raises(ValueError, message):
         expected_accuracy(logits, torch.tensor([0, 0]))
 
@@ -376,13 +378,22 @@ def test_options_and_kinds_are_checked():
         exact_loss(logits, targets, noise=0)
     with raises(ValueError, "noise must be finite and above 0, got nan"):
         expected_accuracy(logits, targets, noise=math.nan)
-    with raises(ValueError, "margin must be above 0, got -1"):
-        exact_loss(logits, targets, margin=-1)
+    for margin in (-1, 0, math.nan):
+        with raises(ValueError, f"margin must be above 0, got {margin}"):
+            exact_loss(logits, targets, margin=margin)
+        with raises(ValueError, f"margin must be above 0, got {margin}"):
+            ExactLoss(margin=margin)
+    with raises(TypeError, "ignore_index must be an int, got float"):
+        exact_loss(logits, targets, ignore_index=-1.0)
+    with raises(TypeError, "mask must have dtype torch.bool, got torch.float32"):
+        exact_loss(logits, targets, mask=logits)
     with raises(ValueError, "nodes must be at least 8, got 7"):
         expected_accuracy(logits, targets, nodes=7)
     for nodes, kind in ((16.5, "float"), (True, "bool")):
         with raises(TypeError, f"nodes must be an int, got {kind}"):
             expected_accuracy(logits, targets, nodes=nodes)
+    by_numpy = expected_accuracy(logits, targets, nodes=np.int64(30))
+    assert torch.equal(by_numpy, expected_accuracy(logits, targets, nodes=30))
     with raises(ValueError, "reduction must be"):
         exact_loss(logits, targets, reduction="max")
     with raises(TypeError, "targets must have dtype torch.int64, got torch.float32"):
@@ -399,12 +410,135 @@ def test_options_and_kinds_are_checked():
 
 def test_module_holds_the_options():
     logits, targets = some_rows()
-    module = ExactLoss(noise=0.5, margin=2.0, log=True, reduction="sum")
-    expected = exact_loss(logits, targets, noise=0.5, margin=2.0, log=True, reduction="sum")
-    assert torch.equal(module(logits, targets), expected)
-    assert repr(module) == "ExactLoss(noise=0.5, margin=2.0, log=True, reduction='sum')"
+    options = {"noise": 0.5, "margin": 2.0, "log": True, "ignore_index": 3, "reduction": "sum"}
+    module = ExactLoss(**options)
+    mask = torch.ones(7, dtype=torch.bool)
+    mask[(set(range(7)) - set(targets.tolist())).pop()] = False
+    expected = exact_loss(logits, targets, mask=mask, **options)
+    assert torch.equal(module(logits, targets, mask), expected)
+    assert repr(module) == (
+        "ExactLoss(noise=0.5, margin=2.0, log=True, ignore_index=3, reduction='sum', validate=True)"
+    )
+    targets[0] = 9
+    assert ExactLoss(validate=False)(logits, targets).isnan()
+    targets[0] = 0
     module.noise = 1.0
     assert not torch.equal(module(logits, targets), expected)
+
+
+# ------------------------------------------------------------------------------ what does not count
+
+
+@pytest.mark.parametrize("readable", [True, False])
+@pytest.mark.parametrize("junk", [math.nan, INF, -INF, 7.0])
+def test_masked_rivals_are_none(junk, readable, monkeypatch):
+    if not readable:
+        monkeypatch.setattr(_checks, "values_readable", lambda *tensors: False)
+    logits, targets = some_rows(shape=(2, 3, 5))
+    targets = targets.clamp(max=3)
+    wide = torch.cat([logits, torch.full((2, 3, 1), junk, dtype=torch.float64)], -1)
+    mask = torch.tensor([True] * 5 + [False])
+    for function in (exact_loss, expected_accuracy, log_expected_accuracy):
+        plain, ours = function(logits, targets), function(wide, targets, mask=mask)
+        torch.testing.assert_close(ours, plain)
+        leaf = wide.detach().requires_grad_()
+        function(leaf, targets, mask=mask).sum().backward()
+        assert leaf.grad[..., 5].abs().max() == 0
+        torch.testing.assert_close(
+            leaf.grad[..., :5], torch.autograd.grad(plain.sum(), logits)[0], rtol=1e-7, atol=1e-12
+        )
+
+
+@pytest.mark.parametrize("readable", [True, False])
+@pytest.mark.parametrize("ignored", [-100, 2])
+def test_ignored_rows_do_not_count(ignored, readable, monkeypatch):
+    if not readable:
+        monkeypatch.setattr(_checks, "values_readable", lambda *tensors: False)
+    logits, targets = some_rows(shape=(6, 5))
+    targets = torch.tensor([0, ignored, 3, ignored, 1, 4])
+    counts = targets != ignored
+    with torch.no_grad():
+        logits[1], logits[3, ignored % 5] = math.nan, -INF
+    options = {"ignore_index": ignored}
+    each = exact_loss(logits, targets, reduction="none", **options)
+    assert each[~counts].tolist() == [0, 0]
+    kept = exact_loss(logits[counts], targets[counts], reduction="none")
+    torch.testing.assert_close(each[counts], kept)
+    for log in (False, True):
+        for reduction in ("mean", "sum"):
+            loss = exact_loss(logits, targets, log=log, reduction=reduction, **options)
+            other = exact_loss(logits[counts], targets[counts], log=log, reduction=reduction)
+            torch.testing.assert_close(loss, other)
+            slope, expected = (torch.autograd.grad(v, logits)[0] for v in (loss, other))
+            assert slope[~counts].abs().max() == 0
+            torch.testing.assert_close(slope, expected)
+    assert expected_accuracy(logits, targets, **options)[~counts].tolist() == [1, 1]
+    assert log_expected_accuracy(logits, targets, **options)[~counts].tolist() == [0, 0]
+    nothing = exact_loss(logits, torch.full((6,), ignored), **options)
+    nothing.backward()
+    assert nothing.item() == 0
+    assert logits.grad.abs().max() == 0
+
+
+def test_a_target_must_count_and_what_does_not_is_not_looked_at():
+    logits = torch.zeros(2, 3)
+    mask = torch.tensor([[True] * 3, [True, False, True]])
+    message = "a target must be on a cell that counts, got targets[1] = 1 and mask[1, 1] = False"
+    with raises(ValueError, message):
+        exact_loss(logits, torch.tensor([1, 1]), mask=mask)
+    logits[1, 1] = math.nan
+    logits[0, 2] = INF
+    with raises(ValueError, "where they count, got inf at logits[0, 2]"):
+        exact_loss(logits, torch.tensor([1, 2]), mask=mask)
+    assert exact_loss(logits, torch.tensor([-100, 2]), mask=mask).item() == pytest.approx(0.5)
+    for everything in (None, torch.tensor(True)):
+        with raises(ValueError, "where they count, got nan at logits[1, 1]"):
+            exact_loss(logits, torch.tensor([-100, 2]), mask=everything)
+    with raises(ValueError, "or ignore_index = -1, got -100 at targets[0]"):
+        exact_loss(logits, torch.tensor([-100, 2]), mask=mask, ignore_index=-1)
+
+
+def test_without_validation_a_bad_row_is_nan():
+    logits, targets = some_rows(shape=(6, 5))
+    targets = targets.clamp(max=3)
+    fine = exact_loss(logits, targets, reduction="none")
+    strange, mask = targets.clone(), torch.ones(6, 5, dtype=torch.bool)
+    with torch.no_grad():
+        logits[0, 4], logits[1, 2], logits[2, targets[2]] = math.nan, INF, -INF
+    strange[3] = 7
+    mask[4, targets[4]] = False
+    found = exact_loss(logits, strange, mask=mask, reduction="none", validate=False)
+    assert found.isnan().tolist() == [True] * 5 + [False]
+    torch.testing.assert_close(found[5], fine[5])
+    for function in (expected_accuracy, log_expected_accuracy):
+        assert function(logits, strange, mask=mask, validate=False).isnan().tolist()[3:] == [
+            True,
+            True,
+            False,
+        ]
+
+
+def test_noise_may_be_a_tensor():
+    logits, targets = some_rows()
+    noise = torch.tensor(0.7, dtype=torch.float64, requires_grad=True)
+    plain = exact_loss(logits, targets, noise=0.7)
+    assert torch.equal(exact_loss(logits, targets, noise=noise), plain)
+    assert torch.autograd.gradcheck(lambda x, n: exact_loss(x, targets, noise=n), (logits, noise))
+    single = logits.float()
+    for kind in (torch.float64, torch.bfloat16):
+        assert (
+            exact_loss(single, targets, noise=torch.tensor(0.5, dtype=kind)).dtype == single.dtype
+        )
+    each = torch.func.vmap(lambda n: exact_loss(logits, targets, noise=n))(torch.tensor([0.7, 0.0]))
+    torch.testing.assert_close(each[0], exact_loss(logits, targets, noise=0.7), rtol=1e-6, atol=0)
+    assert each[1].isnan()
+    with raises(ValueError, "noise must be finite and above 0, got -1.0"):
+        exact_loss(logits, targets, noise=torch.tensor(-1.0))
+    assert exact_loss(logits, targets, noise=torch.tensor(-1.0), validate=False).isnan()
+    for strange in (torch.ones(2), torch.ones((), dtype=torch.complex64)):
+        what = f"got {strange.dtype} of shape {tuple(strange.shape)}"
+        with raises(ValueError, f"noise must be a number or a real 0-d tensor, {what}"):
+            ExactLoss(noise=strange)
 
 
 # -------------------------------------------------------------------------------------- transforms
@@ -434,6 +568,41 @@ def test_traced_graph_equals_eager():
     (slope,) = torch.autograd.grad(loss, logits)
     (expected,) = torch.autograd.grad(exact_loss(logits, targets, log=True), logits)
     torch.testing.assert_close(slope, expected, rtol=1e-8, atol=1e-12)
+
+
+def test_one_graph_for_many_batch_sizes():
+    torch.compiler.reset()
+    counter = CompileCounter()
+    traced = torch.compile(exact_loss, dynamic=True, fullgraph=True, backend=counter)
+    for size in (1, 2, 3, 5, 7, 8, 16, 17, 31, 32, 48, 64):
+        logits, targets = some_rows(shape=(size, 6))
+        noise = torch.tensor(1 + 1 / size)
+        loss = traced(logits, targets, noise=noise)
+        torch.testing.assert_close(
+            loss, exact_loss(logits, targets, noise=noise), rtol=1e-9, atol=0
+        )
+    assert counter.frame_count <= 2  # a batch of 1 has a graph of its own
+
+
+def test_exported_with_sizes_left_open():
+    class Program(torch.nn.Module):
+        def forward(self, logits, targets, mask):
+            return exact_loss(logits, targets, mask=mask)
+
+    def inputs(*shape):
+        logits, targets = some_rows(shape=shape)
+        mask = torch.ones(shape, dtype=torch.bool)
+        mask[..., -1] = False
+        return logits.detach(), targets.clamp(max=shape[-1] - 2), mask
+
+    rows, length, classes = (torch.export.Dim(name) for name in ("rows", "length", "classes"))
+    cells = {0: rows, 1: length, 2: classes}
+    shapes = (cells, {0: rows, 1: length}, cells)
+    program = torch.export.export(Program(), inputs(4, 3, 6), dynamic_shapes=shapes).module()
+    for shape in ((4, 3, 6), (7, 5, 40), (2, 9, 3)):
+        logits, targets, mask = inputs(*shape)
+        expected = exact_loss(logits, targets, mask=mask)
+        torch.testing.assert_close(program(logits, targets, mask), expected, rtol=1e-9, atol=0)
 
 
 def test_forward_mode_is_that_of_torch_func():
@@ -473,7 +642,7 @@ def test_repeatable_and_inputs_left_alone():
 
 def test_default_nodes_grow_with_the_number_of_classes():
     for dtype, few, many in ((torch.float32, 23, 41), (torch.float64, 40, 72)):
-        assert [_rows.default_nodes(c, dtype) for c in (10, 1000)] == [few, many]
+        assert [_integral.default_nodes(c, dtype) for c in (10, 1000)] == [few, many]
     logits, targets = some_rows(shape=(50, 20), scale=1.0)
     best = expected_accuracy(logits, targets, nodes=200)
     errors = [

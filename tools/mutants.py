@@ -60,7 +60,7 @@ def _tagging(old: str, new: str) -> Mutant:
     return Mutant("lib/casrel/tagging.py", old, new, ("tests/test_casrel.py",))
 
 
-def _exact(old: str, new: str, file: str = "lib/exact/_rows.py") -> Mutant:
+def _exact(old: str, new: str, file: str = "lib/exact/_integral.py") -> Mutant:
     return Mutant(file, old, new, ("tests/test_exact.py",))
 
 
@@ -103,6 +103,12 @@ MUTANTS = (
     _divergence("regret(u, s, keep)) / 2", "regret(u, s, keep))"),
     _divergence("alpha / 4 *", "alpha / 2 *", "training"),
     _divergence("r = _unit(gradient, r)", "r = _unit(probe.detach(), r)", "training"),
+    _divergence("device=place, dtype=torch.float32)", "device=place)", "training"),
+    _divergence(
+        "with _checks.no_autocast(inputs):\n        target = _scores(forward, inputs)\n        r =",
+        "if True:\n        target = _scores(forward, inputs)\n        r =",
+        "training",
+    ),
     _divergence("flat / length.masked_fill(top == 0, 1)", "flat", "training"),
     # the numbers
     _zlpr("torch.expm1(-above)", "torch.exp(-above)", file="lib/_rows.py"),
@@ -160,7 +166,7 @@ MUTANTS = (
     # the expected accuracy
     _exact("-0.5 * z * z - peak", "-0.5 * z * z"),
     _exact("depth / curvature", "depth * curvature"),
-    _exact("math.sqrt(depth + math.log(classes))", "1.0"),
+    _exact("torch.sym_sqrt(depth + log_classes)", "1.0"),
     _exact("-torch.expm1(log_phi) * density", "(1 - log_phi.exp()) * density"),
     _exact("torch.log1p(-mass)", "(1 - mass).log()"),
     _exact("torch.float32: -11.0", "torch.float32: -30.0"),
@@ -179,6 +185,12 @@ MUTANTS = (
         "rows.amax(1, keepdim=True) <= math.inf",
         "lib/exact/__init__.py",
     ),
+    _exact("not margin > 0", "not margin >= 0", "lib/exact/__init__.py"),
+    _exact(
+        "bad | ~((noise > 0) & (noise < math.inf))", "bad | (noise < 0)", "lib/exact/__init__.py"
+    ),
+    _exact("torch.where((bad & ~ignored)", "torch.where((bad | ignored)", "lib/exact/__init__.py"),
+    _exact("counts.unsqueeze(-1) & mask", "mask", "lib/exact/__init__.py"),
     _exact("ahead = ahead / noise", "ahead = ahead * noise", "lib/exact/__init__.py"),
     # prices of tokens
     _emo("z.scatter_(1, gold, 0.0)  # out of", "z.mul_(1.0)  # out of"),

@@ -7,9 +7,17 @@ from torch import Tensor
 
 from lib import _checks, _refusals
 
+__all__ = ["finish", "prepare"]
+
 
 def prepare(
-    logits: Tensor, other: Tensor, mask: Tensor | None, reduction: str, *, name: str = "other"
+    logits: Tensor,
+    other: Tensor,
+    mask: Tensor | None,
+    reduction: str,
+    validate: bool,
+    *,
+    name: str = "other",
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
     """Both scores in the computing dtype, 0 where they do not count; the cells that do; bad rows.
 
@@ -27,15 +35,15 @@ def prepare(
     keep = ~nothing if mask is None else mask & ~nothing
     wrong = keep & ~(logits.isfinite() & other.isfinite())
     bad = None
-    if not _checks.values_readable(logits, other, mask):
+    if not (validate and _checks.values_readable(logits, other, mask)):
         bad = wrong.any(-1)
         keep = keep & ~wrong
     elif wrong.any():
         at = _refusals.first_true(wrong)
-        place = ", ".join(map(str, at))
         raise ValueError(
-            "scores that count must be finite, or -inf in both arguments, got "
-            f"{logits[at].item()} and {other[at].item()} at [{place}]"
+            f"logits and {name} must be finite where they count, or -inf in both, got "
+            f"{_refusals.place('logits', at)} = {logits[at].item()} and "
+            f"{_refusals.place(name, at)} = {other[at].item()}"
         )
     dtype = _checks.compute_dtype(torch.promote_types(logits.dtype, other.dtype))
     s, u = (scores.to(dtype).masked_fill(~keep, 0) for scores in (logits, other))
@@ -43,6 +51,7 @@ def prepare(
 
 
 def finish(values: Tensor, bad: Tensor | None, reduction: str) -> Tensor:
+    """Reduce the values, NaN where a position is bad."""
     if bad is not None:
         values = values.masked_fill(bad, nan)
     return _checks.reduce(values, reduction)

@@ -18,6 +18,7 @@ def softmax_divergence(
     *,
     mask: Tensor | None = None,
     reduction: _checks.Reduction = "mean",
+    validate: bool = True,
 ) -> Tensor:
     r"""Symmetric Kullback-Leibler divergence of two softmax distributions.
 
@@ -41,6 +42,9 @@ def softmax_divergence(
         gradient exactly zero, and may hold anything.
     reduction
         Over the leading dimensions: ``"none"``, ``"mean"`` (of all positions) or ``"sum"``.
+    validate
+        Whether to look at the values. False saves a synchronisation on a GPU; a bad value then
+        makes the loss of its row NaN instead of an error.
 
     Returns
     -------
@@ -53,15 +57,15 @@ def softmax_divergence(
     TypeError
         An argument is no tensor or has a dtype of the wrong kind.
     ValueError
-        Shapes or devices disagree; ``reduction`` is unknown, or ``"mean"`` of no position. Values:
-        a counting score that is NaN or :math:`+\infty`, or :math:`-\infty` in one argument only,
-        where the divergence is infinite. Where no Python error can depend on a value
-        (``torch.compile``, ``torch.func`` transforms) the position is NaN instead.
+        Shapes or devices disagree; ``reduction`` is unknown. Values: a counting score that is NaN
+        or :math:`+\infty`, or :math:`-\infty` in one argument only, where the divergence is
+        infinite. Where no Python error can depend on a value (``torch.compile``, ``torch.func``
+        transforms) the position is NaN instead.
 
     Notes
     -----
-    A position without a counting cell has divergence 0. Source: Liang et al. 2021 (R-Drop); the
-    form without logarithms is that of Su 2022 (kexue 9039).
+    A position without a counting cell has divergence 0, and so has the mean of no position.
+    Source: Liang et al. 2021 (R-Drop); the form without logarithms is that of Su 2022 (kexue 9039).
 
     Examples
     --------
@@ -69,7 +73,7 @@ def softmax_divergence(
     >>> print(f"{softmax_divergence(s, -s):.4f} {softmax_divergence(s, s - 5):.4f}")
     2.3008 0.0000
     """
-    s, u, keep, bad = prepare(logits, other, mask, reduction)
+    s, u, keep, bad = prepare(logits, other, mask, reduction, validate)
     # A position without cells: any finite equal scores will do, the divergence is 0.
     empty = ~keep.any(-1, keepdim=True)
     log_p = s.masked_fill(~keep & ~empty, -inf).log_softmax(-1)
@@ -96,6 +100,7 @@ def sigmoid_divergence(
     *,
     mask: Tensor | None = None,
     reduction: _checks.Reduction = "mean",
+    validate: bool = True,
 ) -> Tensor:
     r"""Symmetric Kullback-Leibler divergence of independent yes/no decisions, summed over cells.
 
@@ -109,7 +114,7 @@ def sigmoid_divergence(
 
     Parameters
     ----------
-    logits, other, mask, reduction
+    logits, other, mask, reduction, validate
         As in :func:`softmax_divergence`.
 
     Returns
@@ -132,7 +137,7 @@ def sigmoid_divergence(
     >>> print(f"{sigmoid_divergence(s, -s):.4f} {sigmoid_divergence(s, s - 5):.4f}")
     1.8485 7.3642
     """
-    s, u, keep, bad = prepare(logits, other, mask, reduction)
+    s, u, keep, bad = prepare(logits, other, mask, reduction, validate)
     first = s >= u
     high, low = torch.where(first, s, u), torch.where(first, u, s)
     gap = high - low
@@ -146,6 +151,7 @@ def zlpr_regret(
     *,
     mask: Tensor | None = None,
     reduction: _checks.Reduction = "mean",
+    validate: bool = True,
 ) -> Tensor:
     r"""Excess ZLPR loss of scores over the scores that the soft labels ask for.
 
@@ -165,7 +171,7 @@ def zlpr_regret(
         The scores *s* that are judged.
     target
         The scores *u* that are taken for right. Detach them where no gradient should flow.
-    mask, reduction
+    mask, reduction, validate
         As in :func:`softmax_divergence`, with the same rules for the scores.
 
     Returns
@@ -190,7 +196,7 @@ def zlpr_regret(
     >>> print(f"{zlpr_regret(s, s + 1):.4f} {zlpr_regret(s + 1, s):.4f}")
     0.2401 0.2392
     """
-    s, u, keep, bad = prepare(logits, target, mask, reduction, name="target")
+    s, u, keep, bad = prepare(logits, target, mask, reduction, validate, name="target")
     return finish(regret(s, u, keep), bad, reduction)
 
 
@@ -200,6 +206,7 @@ def zlpr_divergence(
     *,
     mask: Tensor | None = None,
     reduction: _checks.Reduction = "mean",
+    validate: bool = True,
 ) -> Tensor:
     r"""Mean of the two regrets: the symmetric divergence that belongs to ZLPR.
 
@@ -212,7 +219,7 @@ def zlpr_divergence(
 
     Parameters
     ----------
-    logits, other, mask, reduction
+    logits, other, mask, reduction, validate
         As in :func:`softmax_divergence`.
 
     Returns
@@ -233,5 +240,5 @@ def zlpr_divergence(
     >>> print(f"{zlpr_divergence(s, -s):.4f} {zlpr_divergence(s, s - 5):.4f}")
     1.2123 2.5974
     """
-    s, u, keep, bad = prepare(logits, other, mask, reduction)
+    s, u, keep, bad = prepare(logits, other, mask, reduction, validate)
     return finish((regret(s, u, keep) + regret(u, s, keep)) / 2, bad, reduction)

@@ -6,6 +6,8 @@ from math import inf
 import torch
 from torch import Tensor
 
+from lib import _checks
+
 __all__ = ["Divergence", "r_drop", "virtual_adversarial_direction", "virtual_adversarial_loss"]
 
 Divergence = Callable[[Tensor, Tensor], Tensor]
@@ -108,7 +110,7 @@ def virtual_adversarial_direction(
     ----------
     forward
         Inputs ``(B, ...)`` to logits. Deterministic (no dropout), each sample for itself,
-        differentiable.
+        differentiable. It runs outside of autocast, and must not open such a region itself.
     inputs
         What is disturbed, ``(B, ...)``, float32 or float64: word vectors, say. In float16 and
         bfloat16 a probe of this kind vanishes in the sum.
@@ -131,12 +133,14 @@ def virtual_adversarial_direction(
     Raises
     ------
     TypeError
-        `inputs` is not a tensor of float32 or float64, `steps` is not an integer, or `divergence`
-        does not return a tensor.
+        `inputs` is not a tensor of float32 or float64, `steps` is no int, `forward` returns
+        half-precision scores, or `divergence` does not return a tensor.
     ValueError
         `inputs` has fewer than two dimensions, `xi` is not positive and finite, `steps` < 1, or
-        the scores do not depend on the inputs in a way that can be differentiated (also in
-        inference mode).
+        the scores do not depend on the inputs in a way that can be differentiated. It does not
+        run in inference mode, where nothing can be.
+    RuntimeError
+        It does not run inside ``torch.func`` transforms: it draws numbers and differentiates.
 
     Notes
     -----
@@ -152,10 +156,10 @@ def virtual_adversarial_direction(
     >>> [f"{abs(v):.4f}" for v in r[0]]
     ['1.0000', '0.0000']
     """
-    _check_inputs(inputs, xi, steps)
-    with torch.no_grad():
-        target = forward(inputs)
-    return _direction(forward, inputs.detach(), target, divergence, xi, steps, generator)
+    steps = _checked_steps(inputs, xi, steps)
+    with _checks.no_autocast(inputs):
+        target = _scores(forward, inputs)
+        return _direction(forward, inputs.detach(), target, divergence, xi, steps, generator)
 
 
 def virtual_adversarial_loss(
@@ -173,7 +177,8 @@ def virtual_adversarial_loss(
     .. math:: \mathcal L_{\mathrm{vat}} = D\bigl(f(x + \epsilon r), f(x)\bigr)
 
     with *r* from :func:`virtual_adversarial_direction`. Neither *r* nor the undisturbed scores
-    pass on a gradient.
+    pass on a gradient. Like the direction, the loss is computed outside of autocast: both score
+    vectors must be rounded alike, and finely, for their difference to be a small number.
 
     Equations: :eq:`eq:vat-loss`, :eq:`eq:vat-value`
 
@@ -191,7 +196,7 @@ def virtual_adversarial_loss(
 
     Raises
     ------
-    TypeError, ValueError
+    TypeError, ValueError, RuntimeError
         As :func:`virtual_adversarial_direction`; `epsilon` is not positive and finite.
 
     Notes
@@ -208,12 +213,21 @@ def virtual_adversarial_loss(
     >>> print(f"{loss:.4f}")  # 3 (σ(3) - σ(0))
     1.3577
     """
-    _check_inputs(inputs, xi, steps)
+    steps = _checked_steps(inputs, xi, steps)
     _check_number("epsilon", epsilon)
+    with _checks.no_autocast(inputs):
+        target = _scores(forward, inputs)
+        r = _direction(forward, inputs.detach(), target, divergence, xi, steps, generator)
+        return divergence(forward(inputs + epsilon * r), target)
+
+
+def _scores(forward: Callable[[Tensor], Tensor], inputs: Tensor) -> Tensor:
+    """Undisturbed scores, without a gradient; not in a dtype in which a probe vanishes."""
     with torch.no_grad():
-        target = forward(inputs)
-    r = _direction(forward, inputs.detach(), target, divergence, xi, steps, generator)
-    return divergence(forward(inputs + epsilon * r), target)
+        scores = forward(inputs)
+    if isinstance(scores, Tensor) and scores.dtype in (torch.float16, torch.bfloat16):
+        raise TypeError(f"forward must return scores of float32 or float64, got {scores.dtype}")
+    return scores
 
 
 def _direction(
@@ -225,9 +239,10 @@ def _direction(
     steps: int,
     generator: torch.Generator | None,
 ) -> Tensor:
-    # Drawn where the generator lives: one on the CPU serves inputs on any device.
+    # Drawn where the generator lives: one on the CPU serves inputs on any device. And in one dtype,
+    # so that a seed gives one start whatever the inputs' or the default dtype.
     place = inputs.device if generator is None else generator.device
-    r = torch.randn(inputs.shape, generator=generator, device=place).to(inputs)
+    r = torch.randn(inputs.shape, generator=generator, device=place, dtype=torch.float32).to(inputs)
     r = _unit(r, r)
     for _ in range(steps):
         probe = r.clone().requires_grad_()
@@ -259,7 +274,8 @@ def _unit(vectors: Tensor, otherwise: Tensor) -> Tensor:
     return flat.view_as(vectors)
 
 
-def _check_inputs(inputs: Tensor, xi: float, steps: int) -> None:
+def _checked_steps(inputs: Tensor, xi: float, steps: int) -> int:
+    """Check what the two functions share; return the steps as an int."""
     if not isinstance(inputs, Tensor) or not inputs.is_floating_point():
         kind = inputs.dtype if isinstance(inputs, Tensor) else type(inputs).__name__
         raise TypeError(f"inputs must be a floating-point tensor, got {kind}")
@@ -269,10 +285,16 @@ def _check_inputs(inputs: Tensor, xi: float, steps: int) -> None:
     if inputs.dim() < 2:
         raise ValueError(f"inputs must have shape (B, ...), got {tuple(inputs.shape)}")
     _check_number("xi", xi)
-    if not isinstance(steps, int):
-        raise TypeError(f"steps must be an integer, got {steps!r}")
+    steps = _checks.as_index("steps", steps)
     if steps < 1:
         raise ValueError(f"steps must be at least 1, got {steps}")
+    # Private, but what torch.autograd.Function itself asks.
+    if torch._C._are_functorch_transforms_active():
+        raise RuntimeError(
+            "virtual adversarial training must be called outside of torch.func transforms, "
+            "got a call inside one"
+        )
+    return steps
 
 
 def _check_number(name: str, value: float, *, zero: bool = False) -> None:

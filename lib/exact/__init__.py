@@ -11,7 +11,7 @@ over *one* variable, and here a fixed rule of some tens of nodes computes it to 
   log-probabilities of -1e4 have as many right digits as those of -1;
 * where the chance of an error is small, that chance is what is integrated, so a loss of 1e-12
   keeps its digits too;
-* half-precision input is computed in float32.
+* half-precision input is computed in float32, under autocast too.
 
 How it is fast on a CPU: cells of rows, nodes and classes pass through a scratch buffer that fits
 the cache, in place; the error function, which PyTorch vectorises, stands in for its slow
@@ -20,18 +20,26 @@ nothing of the size of the nodes outlives a chunk.
 """
 
 import math
+from typing import NoReturn
 
 import torch
 from torch import Tensor, nn
 
 from lib import _checks, _refusals
-from lib.exact._rows import default_nodes, log_probabilities
+from lib.exact._integral import default_nodes, log_probabilities
 
 __all__ = ["ExactLoss", "exact_loss", "expected_accuracy", "log_expected_accuracy"]
 
 
 def log_expected_accuracy(
-    logits: Tensor, targets: Tensor, *, noise: float = 1.0, nodes: int | None = None
+    logits: Tensor,
+    targets: Tensor,
+    *,
+    noise: float | Tensor = 1.0,
+    nodes: int | None = None,
+    mask: Tensor | None = None,
+    ignore_index: int = -100,
+    validate: bool = True,
 ) -> Tensor:
     r"""Logarithm of the chance that the target has the best score under Gaussian noise.
 
@@ -51,13 +59,22 @@ def log_expected_accuracy(
         Scores, shape ``(..., C)`` with ``C >= 1``, any floating dtype. Finite or :math:`-\infty`;
         a rival at :math:`-\infty` does not count and gets gradient zero.
     targets
-        Index of the right class, shape ``(...)``, int64 in ``[0, C)``.
+        Index of the right class, shape ``(...)``, int64 in ``[0, C)`` or ``ignore_index``.
     noise
-        Standard deviation of the noise of each score, finite and above 0.
+        Standard deviation of the noise of each score, finite and above 0: a number, or a 0-d
+        tensor, to which a gradient flows and whose changes compiled code takes as they come.
     nodes
         Nodes of the quadrature, at least 8. The default grows with the logarithm of ``C``: 23 in
         float32 and 40 in float64 for 10 classes, 41 and 72 for 1000. It keeps the error of the
         rule, relative to the result, below 2e-7 and 2e-10.
+    mask
+        Bool, broadcastable to ``(..., C)``; True counts. A rival that does not count gets gradient
+        exactly zero, and may hold anything.
+    ignore_index
+        Rows with this target do not count: chance 1, gradient 0, whatever their logits.
+    validate
+        Whether to look at the values. False saves a synchronisation on a GPU; a bad value then
+        makes the loss of its row NaN instead of an error.
 
     Returns
     -------
@@ -69,8 +86,9 @@ def log_expected_accuracy(
     TypeError
         An argument is no tensor or has a dtype of the wrong kind; ``nodes`` is no int.
     ValueError
-        Shapes or devices disagree; ``noise`` or ``nodes`` is out of range; a target is no class or
-        has a logit of :math:`-\infty`; a logit is NaN or :math:`+\infty`.
+        Shapes or devices disagree; ``noise`` or ``nodes`` is out of range; a target is no class,
+        does not count or has a logit of :math:`-\infty`; a logit that counts is NaN or
+        :math:`+\infty`.
 
     Notes
     -----
@@ -78,7 +96,8 @@ def log_expected_accuracy(
     graph capture), a row with a bad value becomes NaN instead. With one class the result is 0 and
     the gradient too. Derivatives of any order exist in reverse mode and under ``torch.func``; those
     of the second and higher orders are computed by plain operations, which take more time and
-    memory. ``torch.autograd.forward_ad`` is not supported.
+    memory. ``torch.autograd.forward_ad`` is not supported. On a GPU the rule itself waits for it to
+    learn where the mass of the rows lies, unless a graph is traced.
 
     Source: Karpukhin, Dereka and Kolesnikov 2024 (the loss); Su 2022 (kexue 9085, the integral).
 
@@ -89,11 +108,19 @@ def log_expected_accuracy(
     >>> [f"{p:.5f}" for p in log_expected_accuracy(logits, torch.tensor([0, 0]))]
     ['-0.45618', '-40006.56384']
     """
-    return _log_probabilities(logits, targets, noise, None, nodes)
+    log_p, _ = _log_probabilities(logits, targets, noise, None, nodes, mask, ignore_index, validate)
+    return log_p
 
 
 def expected_accuracy(
-    logits: Tensor, targets: Tensor, *, noise: float = 1.0, nodes: int | None = None
+    logits: Tensor,
+    targets: Tensor,
+    *,
+    noise: float | Tensor = 1.0,
+    nodes: int | None = None,
+    mask: Tensor | None = None,
+    ignore_index: int = -100,
+    validate: bool = True,
 ) -> Tensor:
     r"""Chance that the target has the best score under Gaussian noise.
 
@@ -109,7 +136,7 @@ def expected_accuracy(
 
     Parameters
     ----------
-    logits, targets, noise, nodes
+    logits, targets, noise, nodes, mask, ignore_index, validate
         As in :func:`log_expected_accuracy`.
 
     Returns
@@ -129,17 +156,21 @@ def expected_accuracy(
     >>> [f"{p:.4f}" for p in expected_accuracy(logits, torch.tensor([0, 2]))]
     ['0.6337', '0.3333']
     """
-    return _log_probabilities(logits, targets, noise, None, nodes).exp()
+    log_p, _ = _log_probabilities(logits, targets, noise, None, nodes, mask, ignore_index, validate)
+    return log_p.exp()
 
 
 def exact_loss(
     logits: Tensor,
     targets: Tensor,
     *,
-    noise: float = 1.0,
+    noise: float | Tensor = 1.0,
     margin: float | None = None,
     log: bool = False,
+    mask: Tensor | None = None,
+    ignore_index: int = -100,
     reduction: _checks.Reduction = "mean",
+    validate: bool = True,
 ) -> Tensor:
     r"""EXACT loss, the chance of a wrong decision, or its repair, the negative log-likelihood.
 
@@ -153,7 +184,7 @@ def exact_loss(
 
     Parameters
     ----------
-    logits, targets, noise
+    logits, targets, noise, mask, ignore_index, validate
         As in :func:`log_expected_accuracy`.
     margin
         If given, above 0: differences :math:`\mu_\tau - \mu_i` count as at most this much, so a
@@ -162,7 +193,8 @@ def exact_loss(
     log
         Whether to take :math:`-\log P_\tau` instead of :math:`1 - P_\tau`.
     reduction
-        Over the leading dimensions: ``"none"``, ``"mean"`` or ``"sum"``.
+        Over the leading dimensions: ``"none"``, ``"mean"`` (over the rows that count; 0 if none
+        does) or ``"sum"``.
 
     Returns
     -------
@@ -185,15 +217,16 @@ def exact_loss(
     >>> [f"{loss:.4f}" for loss in exact_loss(logits, targets, log=True, reduction="none")]
     ['0.4562', '39.0707']
     """
-    _checks.check_logits(logits)
     _checks.check_reduction(reduction)
-    log_p = _log_probabilities(logits, targets, noise, margin, None)
+    log_p, counts = _log_probabilities(
+        logits, targets, noise, margin, None, mask, ignore_index, validate
+    )
     if log:
-        return _checks.reduce(-log_p, reduction)
+        return _checks.reduce(0 - log_p, reduction, counts)  # minus 0 would be -0
     # Each form has its digits on its side; and so has its derivative, which PyTorch takes from the
     # result: that of expm1, when the result is -1, is exactly 0.
     wrong = torch.where(log_p < -math.log(2), 1 - log_p.exp(), -torch.expm1(log_p))
-    return _checks.reduce(wrong, reduction)
+    return _checks.reduce(wrong, reduction, counts)
 
 
 class ExactLoss(nn.Module):
@@ -203,7 +236,7 @@ class ExactLoss(nn.Module):
 
     Parameters
     ----------
-    noise, margin, log, reduction
+    noise, margin, log, ignore_index, reduction, validate
         As in :func:`exact_loss`. ``noise`` may be changed between calls: that is annealing.
 
     Examples
@@ -217,20 +250,25 @@ class ExactLoss(nn.Module):
     def __init__(
         self,
         *,
-        noise: float = 1.0,
+        noise: float | Tensor = 1.0,
         margin: float | None = None,
         log: bool = False,
+        ignore_index: int = -100,
         reduction: _checks.Reduction = "mean",
+        validate: bool = True,
     ) -> None:
         super().__init__()
-        _check_options(noise, margin, None)
+        _check_noise(noise, validate=validate)
+        _check_margin(margin)
         _checks.check_reduction(reduction)
         self.noise = noise
         self.margin = margin
         self.log = log
+        self.ignore_index = _checks.as_index("ignore_index", ignore_index)
         self.reduction = reduction
+        self.validate = validate
 
-    def forward(self, logits: Tensor, targets: Tensor) -> Tensor:
+    def forward(self, logits: Tensor, targets: Tensor, mask: Tensor | None = None) -> Tensor:
         """Loss of ``logits`` ``(..., C)`` against classes ``targets`` ``(...)``."""
         return exact_loss(
             logits,
@@ -238,34 +276,63 @@ class ExactLoss(nn.Module):
             noise=self.noise,
             margin=self.margin,
             log=self.log,
+            mask=mask,
+            ignore_index=self.ignore_index,
             reduction=self.reduction,
+            validate=self.validate,
         )
 
     def extra_repr(self) -> str:
         """Show the options in ``print(module)``."""
         return (
             f"noise={self.noise}, margin={self.margin}, log={self.log}, "
-            f"reduction={self.reduction!r}"
+            f"ignore_index={self.ignore_index}, reduction={self.reduction!r}, "
+            f"validate={self.validate}"
         )
 
 
 def _log_probabilities(
-    logits: Tensor, targets: Tensor, noise: float, margin: float | None, nodes: int | None
-) -> Tensor:
-    """Check the arguments, form the advantages over each rival, integrate."""
+    logits: Tensor,
+    targets: Tensor,
+    noise: float | Tensor,
+    margin: float | None,
+    nodes: int | None,
+    mask: Tensor | None,
+    ignore_index: int,
+    validate: bool,
+) -> tuple[Tensor, Tensor | None]:
+    """Check the arguments, form the advantages over each rival, integrate.
+
+    The result, and which rows count; None if all do.
+    """
     _checks.check_logits(logits)
     _checks.check_classes("targets", targets, logits)
-    _check_options(noise, margin, nodes)
-    dtype = _checks.compute_dtype(logits.dtype)
+    mask = _checks.check_mask(mask, logits)
+    ignore_index = _checks.as_index("ignore_index", ignore_index)
+    readable = _checks.values_readable(logits, targets, mask)
+    looks = validate and readable
+    _check_noise(noise, validate=looks)
+    _check_margin(margin)
     classes = logits.shape[-1]
-    rows, classes_of = logits.reshape(-1, classes), targets.reshape(-1, 1)
-    outside = (classes_of < 0) | (classes_of >= classes)
-    classes_of = classes_of.clamp(0, classes - 1)
-    own = rows.gather(1, classes_of)
-    bad = outside | ~(rows.amax(1, keepdim=True) < math.inf) | (own == -math.inf)
-    readable = _checks.values_readable(logits, targets)
-    if readable and bool(bad.any()):
-        _refuse(logits, targets, outside)
+    dtype = _checks.compute_dtype(logits.dtype)
+    if nodes is None:
+        nodes = default_nodes(classes, dtype)
+    elif (nodes := _checks.as_index("nodes", nodes)) < 8:
+        raise ValueError(f"nodes must be at least 8, got {nodes}")
+
+    scores = logits if mask is None else logits.masked_fill(~mask, -math.inf)
+    rows, classes_of = scores.reshape(-1, classes), targets.reshape(-1, 1)
+    ignored = classes_of == ignore_index
+    safe = classes_of.clamp(0, classes - 1)
+    own = rows.gather(1, safe)
+    bad = (classes_of != safe) | ~(rows.amax(1, keepdim=True) < math.inf) | (own == -math.inf)
+    if isinstance(noise, Tensor):
+        bad = bad | ~((noise > 0) & (noise < math.inf))
+    apart = bad | ignored
+    # One look for both: rows apart are rare.
+    some_apart = not looks or bool(apart.any())
+    if looks and some_apart and bool((bad & ~ignored).any()):
+        _refuse(logits, targets, mask, ignore_index)
     # Differences in the logits' own units: scaling first would lose digits of large scores.
     ahead = own.to(dtype) - rows.to(dtype)
     if margin is not None:
@@ -275,44 +342,62 @@ def _log_probabilities(
         ahead = torch.where(beaten, margin, ahead)
     ahead = ahead / noise
     # The target is no rival of itself, and one at -inf is none either: infinitely far behind.
-    ahead = ahead.scatter(1, classes_of, math.inf)
-    count = default_nodes(classes, dtype) if nodes is None else nodes
-    log_p = log_probabilities(ahead, count, by_kernel=readable)
-    if not readable:
-        log_p = torch.where(bad.squeeze(1), math.nan, log_p)
-    return log_p.reshape(targets.shape)
+    ahead = ahead.scatter(1, safe, math.inf)
+    if some_apart:
+        ahead = ahead.masked_fill(apart, math.inf)
+    log_p = log_probabilities(ahead, nodes, by_kernel=readable)
+    if not looks:
+        log_p = torch.where((bad & ~ignored).squeeze(1), math.nan, log_p)
+    counts = ~ignored.reshape(targets.shape) if some_apart else None
+    return log_p.reshape(targets.shape), counts
 
 
-def _check_options(noise: float, margin: float | None, nodes: int | None) -> None:
+def _check_noise(noise: float | Tensor, *, validate: bool) -> None:
+    """Raise unless the noise is a number, or a 0-d tensor, that is finite and above 0."""
+    if isinstance(noise, Tensor):
+        if noise.dim() != 0 or noise.dtype.is_complex:
+            raise ValueError(
+                f"noise must be a number or a real 0-d tensor, got {noise.dtype} "
+                f"of shape {tuple(noise.shape)}"
+            )
+        if not (validate and _checks.values_readable(noise)):
+            return
+        noise = noise.item()
     if not 0 < noise < math.inf:
         raise ValueError(f"noise must be finite and above 0, got {noise}")
+
+
+def _check_margin(margin: float | None) -> None:
     if margin is not None and not margin > 0:
         raise ValueError(f"margin must be above 0, got {margin}")
-    if nodes is not None and (isinstance(nodes, bool) or not isinstance(nodes, int)):
-        raise TypeError(f"nodes must be an int, got {type(nodes).__name__}")
-    if nodes is not None and nodes < 8:
-        raise ValueError(f"nodes must be at least 8, got {nodes}")
 
 
-def _refuse(logits: Tensor, targets: Tensor, outside: Tensor) -> None:
-    """Raise for the first bad value of arguments among which there is one."""
+def _refuse(logits: Tensor, targets: Tensor, mask: Tensor | None, ignore_index: int) -> NoReturn:
+    """Raise for the first bad value in rows that count, among which there is one."""
     classes = logits.shape[-1]
-    outside = outside.reshape(targets.shape)
+    counts = targets != ignore_index
+    outside = counts & ((targets < 0) | (targets >= classes))
     if outside.any():
         at = _refusals.first_true(outside)
         raise ValueError(
-            f"targets must be classes in [0, {classes}), "
+            f"targets must be classes in [0, {classes}) or ignore_index = {ignore_index}, "
             f"got {targets[at].item()} at {_refusals.place('targets', at)}"
         )
-    lost = logits.gather(-1, targets.unsqueeze(-1)).squeeze(-1) == -math.inf
-    if lost.any():
-        at = _refusals.first_true(lost)
-        label = int(targets[at])
-        raise ValueError(
-            f"a target must have a finite logit, got {_refusals.place('targets', at)} = {label} "
-            f"and {_refusals.place('logits', (*at, label))} = -inf"
-        )
-    at = _refusals.first_true(~(logits < math.inf))
-    raise ValueError(
-        f"logits must be finite or -inf, got {logits[at].item()} at {_refusals.place('logits', at)}"
-    )
+    safe = targets.clamp(0, classes - 1).unsqueeze(-1)
+    for name, table, forbidden, rule in (
+        ("mask", mask, False, "be on a cell that counts"),
+        ("logits", logits, -math.inf, "have a finite logit"),
+    ):
+        if table is None:
+            continue
+        lost = counts & (table.gather(-1, safe).squeeze(-1) == forbidden)
+        if lost.any():
+            at = _refusals.first_true(lost)
+            label = int(targets[at])
+            raise ValueError(
+                f"a target must {rule}, got {_refusals.place('targets', at)} = {label} "
+                f"and {_refusals.place(name, (*at, label))} = {forbidden}"
+            )
+    counts = counts.unsqueeze(-1) if mask is None else counts.unsqueeze(-1) & mask
+    _refusals.refuse_logits("logits", logits, counts)
+    raise AssertionError("no bad value among the arguments")  # a caller's mistake, never a user's

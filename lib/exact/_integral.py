@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from lib import _checks
+from lib import _rows
 
 __all__ = ["default_nodes", "log_probabilities"]
 
@@ -25,7 +25,6 @@ _CHUNK_CELLS_CUDA = 1 << 24  # on a GPU large, as each kernel has its price; but
 _STEEP = 1e30  # makes of x a step from 0 to 1, but for 0 itself, where both sides are equal
 _SAFE = 1000.0  # Phi of this is 1, and its density 0, wherever the nodes are
 _LOST = -1e38  # squares of this do not overflow float64
-_FEWEST_NODES = 8
 _MOST_STEPS = 100  # never needed: each step more than halves the distance
 _NEAR_MODE = 0.5
 _TRACED_STEPS = 8
@@ -33,6 +32,7 @@ _TRACED_STEPS = 8
 _FAR = {torch.float32: -11.0, torch.float64: -50.0}
 
 _HALF_LOG2_E = 0.5 * math.log2(math.e)
+_LN_10 = math.log(10)
 _SQRT_HALF = math.sqrt(0.5)
 _LOG_SQRT_TAU = 0.5 * math.log(2 * math.pi)
 _PHI_0 = 1 / math.sqrt(2 * math.pi)
@@ -63,14 +63,10 @@ class _LogIntegral(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, None]:
         ahead, gradient = ctx.saved_tensors
-        if not torch.is_grad_enabled() and _checks.values_readable(upstream):
+        if not _rows.needs_formula(upstream):
             return gradient * upstream.unsqueeze(1), None
-        # The gradient is wanted as a function: to be differentiated, or batched.
-        again = torch.is_grad_enabled()
-        with torch.enable_grad():
-            log_p = _formula(ahead, ctx.nodes)
-            (slope,) = torch.autograd.grad(log_p, ahead, upstream, create_graph=again)
-        return slope, None
+        formula = lambda: _formula(ahead, ctx.nodes)  # noqa: E731
+        return _rows.by_autograd(formula, [ahead], [True], upstream)[0], None
 
 
 # Function.apply has no type of its own in PyTorch.
@@ -119,18 +115,21 @@ def _window(ahead: Tensor, nodes: int, tails: _Tails, steps: int | None = None) 
     left to right. So what the integrand can be at a distance from *any* point follows from value,
     slope and curvature there, and Newton's steps, which approach the mode from the left, need not
     have converged: the window is right all the same, only wider. They end within half a neper of
-    the largest value, by which the sums are then shifted; or after ``steps``, for a tracer.
+    the largest value, by which the sums are then shifted; or after ``steps``, for a tracer, whose
+    sizes may be symbols.
     """
-    classes = ahead.shape[1]
-    depth = min(_MOST_DEPTH, nodes / _nodes_per_neper(classes))
+    log_classes = _log(ahead.shape[1])
+    per_neper = _nodes_per_neper(log_classes)
+    depth = torch.sym_min(_MOST_DEPTH, nodes / per_neper)  # type: ignore[no-untyped-call]
     worst = ahead.amin(1, keepdim=True)
     mode = (-0.5 * worst).clamp(min=0)
-    peak, slope, curvature = _log_integrand(ahead, mode, tails)
+    cells = _chunk(ahead) if steps is None else None
+    peak, slope, curvature = _log_integrand(ahead, mode, tails, cells)
     for _ in range(steps or _MOST_STEPS):
         if steps is None and bool((slope * slope < 2 * _NEAR_MODE * curvature).all()):
             break
         mode = mode + slope / curvature
-        peak, slope, curvature = _log_integrand(ahead, mode, tails)
+        peak, slope, curvature = _log_integrand(ahead, mode, tails, cells)
     left = mode - (2 * depth / curvature).sqrt()
     # To the right the curvature is at least 1, and log Phi at most 0.
     right = torch.minimum(
@@ -138,26 +137,33 @@ def _window(ahead: Tensor, nodes: int, tails: _Tails, steps: int | None = None) 
     )
     # Far out that is too far by much: up to the end found so far, the curvature there is a bound.
     for _ in range(2 if tails is _tails_far else 0):
-        _, _, least = _log_integrand(ahead, right, tails)
+        _, _, least = _log_integrand(ahead, right, tails, cells)
         nearer = mode + (slope + (slope * slope + 2 * depth * least).sqrt()) / least
         right = torch.minimum(right, nearer)
     # Laplace's approximation is good enough to say which of P and 1 - P is the smaller.
     of_errors = (peak - 0.5 * curvature.log() > math.log(0.5)) & (worst > 0)
     left = torch.where(of_errors, -(2 * depth + 0.5 * worst * worst).sqrt(), left)
-    reach = -0.5 * worst + math.sqrt(depth + math.log(classes))
+    reach = -0.5 * worst + torch.sym_sqrt(depth + log_classes)
     right = torch.where(of_errors, reach, right)
     width = (right - left).clamp(min=torch.finfo(ahead.dtype).tiny * nodes)
     peak = torch.where(of_errors, 0, peak)
     return _Window(left, width / (nodes - 1), peak, of_errors)
 
 
-def _log_integrand(ahead: Tensor, z: Tensor, tails: _Tails) -> tuple[Tensor, Tensor, Tensor]:
-    """Value, slope and curvature at one point ``z`` ``(R, 1)`` of each row, but for a constant."""
-    rows, classes = ahead.shape
-    step = max(1, _chunk(ahead) // classes)
+def _log_integrand(
+    ahead: Tensor, z: Tensor, tails: _Tails, cells: int | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Value, slope and curvature at one point ``z`` ``(R, 1)`` of each row, but for a constant.
+
+    In parts of so many cells, or in one: a loop over rows would make their number part of a graph.
+    """
+    parts = [slice(None)]
+    if cells is not None:
+        step = max(1, cells // ahead.shape[1])
+        parts = [slice(start, start + step) for start in range(0, len(ahead), step)]
     sums = []
-    for start in range(0, rows, step):
-        at = ahead[start : start + step] + z[start : start + step]
+    for part in parts:
+        at = ahead[part] + z[part]
         cell = [at.clone(), *(torch.empty_like(at) for _ in range(_BUFFERS - 1))]
         log_phi, mills = tails(cell), cell[1]
         sums.append(torch.stack((log_phi, mills, mills * (mills + at))).sum(-1))
@@ -165,17 +171,30 @@ def _log_integrand(ahead: Tensor, z: Tensor, tails: _Tails) -> tuple[Tensor, Ten
     return log_phi - 0.5 * z * z, push - z, bend + 1
 
 
-def _nodes_per_neper(classes: int) -> float:
+def _log(number: int) -> float:
+    """Logarithm, also of a symbol, of which only roots can be taken: then up to 3 % too large.
+
+    By ``log x`` being nearly ``n (x^(1/2n) - x^(-1/2n))``, with 2n = 32.
+    """
+    if not torch.compiler.is_compiling():
+        return math.log(number)
+    root = number
+    for _ in range(5):
+        root = torch.sym_sqrt(root)
+    return 16 * (root - 1 / root)
+
+
+def _nodes_per_neper(log_classes: float) -> float:
     """How many nodes it takes for the errors of cutting off and of the step to be alike.
 
     Measured: the more rivals, the steeper the integrand on its left, and the more nodes.
     """
-    return 0.8 + 0.53 * math.log10(classes)
+    return 0.8 + 0.53 / _LN_10 * log_classes
 
 
 def default_nodes(classes: int, dtype: torch.dtype) -> int:
     """Nodes for an error near rounding in float32, and near 1e-10 in float64."""
-    return max(_FEWEST_NODES, math.ceil(_DEPTH[dtype] * _nodes_per_neper(classes)))
+    return math.ceil(_DEPTH[dtype] * _nodes_per_neper(_log(classes)))
 
 
 def _chunk(like: Tensor) -> int:
