@@ -1,5 +1,6 @@
 """Divergences against 400 digits; uncounted cells; errors; R-Drop; adversarial direction."""
 
+import contextlib
 import functools
 import math
 import re
@@ -8,6 +9,8 @@ import mpmath as mp
 import numpy as np
 import pytest
 import torch
+from torch._dynamo.testing import CompileCounter
+from torch.utils.checkpoint import checkpoint
 
 from lib import _checks
 from lib.divergence import (
@@ -461,3 +464,41 @@ def test_errors_name_the_argument_of_the_function(function, name):
         function(s, s[:1])
     with pytest.raises(TypeError, match=f"^{name} must have a floating-point dtype"):
         function(s, s.long())
+
+
+@pytest.mark.parametrize("function", ALL)
+def test_checkpoints_hooks_and_modes(function):
+    generator = torch.Generator().manual_seed(16)
+    s, u = torch.randn(2, 4, 7, generator=generator)
+    s.requires_grad_()
+    plain = function(s, u)
+    (slope,) = torch.autograd.grad(plain, s)
+
+    def same(value):
+        return torch.equal(value, plain) and torch.equal(torch.autograd.grad(value, s)[0], slope)
+
+    assert same(checkpoint(function, s, u, use_reentrant=False))
+    with torch.autograd.graph.save_on_cpu():
+        assert same(function(s, u))
+    with torch.device("meta"):  # the device of what is made without saying where
+        assert same(function(s, u))
+    for low in (torch.bfloat16, torch.float16):
+        with torch.autocast("cpu", dtype=low):
+            value = function(s, u)
+        assert same(value)
+    moved = s * 1
+    value = function(moved, u)
+    moved.detach().add_(1)
+    with contextlib.suppress(RuntimeError):  # PyTorch sees the change, or it does no harm
+        assert same(value)
+
+
+@pytest.mark.parametrize("function", ALL)
+def test_one_graph_for_many_sizes(function):
+    torch.compiler.reset()
+    counter = CompileCounter()
+    traced = torch.compile(function, dynamic=True, fullgraph=True, backend=counter)
+    for size in (1, 2, 3, 5, 7, 8, 16, 17, 31, 32, 48, 64):
+        s, u = torch.randn(2, size, size + 3, generator=torch.Generator().manual_seed(size))
+        torch.testing.assert_close(traced(s, u), function(s, u))
+    assert counter.frame_count <= 2  # a batch of 1 has a graph of its own

@@ -1,5 +1,6 @@
 """EXACT: against fifty digits, at the extremes, in every dtype, through transforms."""
 
+import contextlib
 import functools
 import math
 import re
@@ -11,6 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch._dynamo.testing import CompileCounter
+from torch.utils.checkpoint import checkpoint
 
 from lib import _checks
 from lib.exact import (
@@ -700,3 +702,49 @@ def test_formula_is_what_runs_when_no_value_is_readable(monkeypatch):
     expected = exact_loss(logits, targets)
     monkeypatch.setattr(_checks, "values_readable", lambda *tensors: False)
     torch.testing.assert_close(exact_loss(logits, targets), expected, rtol=1e-9, atol=0)
+
+
+# ------------------------------------------------------------------------- what training runs bring
+
+
+@pytest.mark.parametrize("log", [False, True])
+@pytest.mark.parametrize("low", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_autocast_changes_nothing(dtype, low, log):
+    logits, targets = some_rows(dtype)
+    plain = exact_loss(logits, targets, log=log)
+    with torch.autocast("cpu", dtype=low):
+        ours = exact_loss(logits, targets, log=log)
+    slopes = [torch.autograd.grad(value, logits)[0] for value in (plain, ours)]
+    assert torch.equal(ours, plain)
+    assert torch.equal(*slopes)
+
+
+def test_checkpoints_hooks_and_modes():
+    logits, targets = some_rows()
+    plain = exact_loss(logits, targets)
+    (slope,) = torch.autograd.grad(plain, logits)
+
+    def same(loss):
+        return torch.equal(loss, plain) and torch.equal(torch.autograd.grad(loss, logits)[0], slope)
+
+    assert same(checkpoint(exact_loss, logits, targets, use_reentrant=False))
+    with torch.autograd.graph.save_on_cpu():
+        assert same(exact_loss(logits, targets))
+    with torch.device("meta"):  # the device of what is made without saying where
+        assert same(exact_loss(logits, targets))
+    fill = torch.utils.deterministic.fill_uninitialized_memory
+    torch.use_deterministic_algorithms(True)
+    torch.utils.deterministic.fill_uninitialized_memory = True
+    try:
+        assert same(exact_loss(logits, targets))
+    finally:
+        torch.use_deterministic_algorithms(False)
+        torch.utils.deterministic.fill_uninitialized_memory = fill
+    with torch.inference_mode():
+        assert torch.equal(exact_loss(logits, targets), plain)
+    moved = logits * 1
+    loss = exact_loss(moved, targets)
+    moved.detach().add_(1)
+    with contextlib.suppress(RuntimeError):  # PyTorch sees the change, or it does no harm
+        assert same(loss)
