@@ -6,6 +6,7 @@ import warnings
 import pytest
 import torch
 from torch.profiler import profile
+from torch.utils.checkpoint import checkpoint
 
 from lib.global_pointer import (
     EfficientGlobalPointer,
@@ -661,6 +662,94 @@ class TestStreamingLoss:
         here = streaming_zlpr_loss(queries, keys, positives)
         there = streaming_zlpr_loss(queries.cuda(), keys.cuda(), positives.cuda())
         torch.testing.assert_close(there.cpu(), here, rtol=1e-5, atol=0)
+
+
+def by_parts(positives):
+    (pair, start, end), _ = example()
+    return [pair, start, end], lambda *x: factorised_zlpr_loss(*x, positives, causal=True)
+
+
+def by_factors(positives):
+    queries, keys = torch.randn(2, 2, 6, 2, dtype=torch.float64)
+    (_, start, end), _ = example()
+    return [queries, keys, start, end], lambda q, k, *x: factorised_zlpr_loss(
+        (q, k), *x, positives, causal=True
+    )
+
+
+def by_heads(positives):
+    queries, keys = torch.randn(2, 2, 3, 6, 2, dtype=torch.float64)
+    return [
+        queries,
+        keys,
+        torch.randn(3, dtype=torch.float64),
+    ], lambda q, k, b: streaming_zlpr_loss(q, k, positives, bias=b, causal=True)
+
+
+@pytest.mark.parametrize("made", [by_parts, by_factors, by_heads])
+@pytest.mark.usefixtures("path")
+class TestSituations:
+    """Values and gradients are the same under what PyTorch users bring."""
+
+    @pytest.fixture
+    def case(self, made, monkeypatch):
+        monkeypatch.setattr(streaming, "_TILE_CELLS", 7)
+        monkeypatch.setattr(streaming, "_worth_streaming", lambda queries: True)
+        torch.manual_seed(0)
+        leaves, loss = made(example()[1])
+        return [leaf.requires_grad_() for leaf in leaves], loss
+
+    def result(self, leaves, loss):
+        value = loss(*leaves)
+        return value.detach(), *torch.autograd.grad(value, leaves)
+
+    def same(self, found, expected):
+        for a, b in zip(found, expected, strict=True):
+            assert torch.equal(a, b)
+
+    def test_checkpoint(self, case):
+        leaves, loss = case
+        found = self.result(leaves, lambda *x: checkpoint(loss, *x, use_reentrant=False))
+        self.same(found, self.result(leaves, loss))
+
+    def test_save_on_cpu(self, case):
+        with torch.autograd.graph.save_on_cpu():
+            found = self.result(*case)
+        self.same(found, self.result(*case))
+
+    def test_default_device(self, case):
+        expected = self.result(*case)
+        with torch.device("meta"):
+            found = self.result(*case)
+        self.same(found, expected)
+
+    def test_memory_filled_with_nan(self, case):
+        expected = self.result(*case)
+        assert torch.utils.deterministic.fill_uninitialized_memory
+        torch.use_deterministic_algorithms(True)
+        try:
+            found = self.result(*case)
+        finally:
+            torch.use_deterministic_algorithms(False)
+        for a, b in zip(found, expected, strict=True):
+            torch.testing.assert_close(a, b)
+
+    def test_inputs_changed_in_place(self, case):
+        leaves, loss = case
+        for one in range(len(leaves)):
+            copies = [leaf.detach().clone().requires_grad_() for leaf in leaves]
+            inner = [copy * 1 for copy in copies]
+            value = loss(*inner)
+            inner[one].detach().add_(1.0)
+            found, said = None, ""
+            try:
+                found = torch.autograd.grad(value, copies)
+            except RuntimeError as error:
+                said = str(error)
+            if found is None:
+                assert "modified by an inplace operation" in said
+            else:  # then it was not needed
+                self.same(found, self.result(leaves, loss)[1:])
 
 
 class TestWithoutALook:

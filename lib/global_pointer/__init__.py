@@ -12,11 +12,13 @@ The tables of all heads are large, and neither training nor decoding needs them.
 :func:`streaming_zlpr_loss` that of the standard pointer's tables from queries and keys, and
 :func:`factorised_spans` finds the cells above 0 from the parts. Each module reaches them through
 its methods ``loss`` and ``spans``. Who wants to look at a table calls the module itself.
+:func:`load_published_weights` takes over pointers of bert4torch and bert4keras.
 """
 
 from lib.global_pointer.decoding import Spans, factorised_spans
 from lib.global_pointer.factorised import factorised_zlpr_loss
 from lib.global_pointer.heads import EfficientGlobalPointer, GlobalPointer, PointerParts
+from lib.global_pointer.published import load_published_weights
 from lib.global_pointer.rope import apply_rope
 from lib.global_pointer.streaming import streaming_zlpr_loss
 
@@ -28,5 +30,6 @@ __all__ = [
     "apply_rope",
     "factorised_spans",
     "factorised_zlpr_loss",
+    "load_published_weights",
     "streaming_zlpr_loss",
 ]

@@ -20,6 +20,7 @@ from lib.global_pointer import (
     apply_rope,
     factorised_spans,
     factorised_zlpr_loss,
+    load_published_weights,
     streaming_zlpr_loss,
 )
 from lib.zlpr import zlpr_loss
@@ -684,6 +685,46 @@ def test_gradient_under_the_guard(form, check, s):
     x = torch.tensor([s], dtype=torch.float64, requires_grad=True)
     clipped(x).backward()
     check.equal(form(s), x.grad[0])
+
+
+@pytest.mark.differs(
+    "pointer-published-rows",
+    source="bert4torch a9dc244, bert4keras c1ae0dc",
+    theirs="The second layer of the efficient pointer alternates: start and end of each head in "
+    "bert4torch, end and start in bert4keras, which takes queries from even channels, too.",
+    ours="All starts, then all ends. The shapes are the same, so weights load in silence and score "
+    "wrongly; `load_published_weights` puts them in order.",
+)
+def test_published_rows_alternate():
+    torch.manual_seed(0)
+    pointer = EfficientGlobalPointer(8, 3, 4, causal=False).double()
+    hidden, (w1, b1, w2, b2) = draw(0, 6, 8), pointer.state_dict().values()
+
+    def theirs(row, column, query, key):
+        both = hidden @ w1.T + b1
+        pair = rotated_rows(both[:, query]) @ rotated_rows(both[:, key]).T / sqrt(4)
+        of_head = (both @ w2.T + b2).T / 2
+        return pair + of_head[row].unsqueeze(2) + of_head[column].unsqueeze(1)
+
+    even, odd = slice(None, None, 2), slice(1, None, 2)
+    published = {
+        "bert4torch": theirs(even, odd, slice(4), slice(4, 8)),
+        "bert4keras": theirs(odd, even, even, odd),
+    }
+    given_weights = {
+        "bert4torch": {"p_dense.weight": w1, "p_dense.bias": b1}
+        | {"q_dense.weight": w2, "q_dense.bias": b2},
+        "bert4keras": [w1.T, b1, w2.T, b2],
+    }
+    for source, scores in published.items():
+        loaded = EfficientGlobalPointer(8, 3, 4, causal=False).double()
+        load_published_weights(loaded, given_weights[source], source=source)
+        assert (loaded(hidden[None])[0] - scores).abs().max() < 1e-6
+        assert (pointer(hidden[None])[0] - scores).abs().max() > 0.5, source  # in their order
+
+
+def rotated_rows(x):
+    return torch.stack([rotated(row, i) for i, row in enumerate(x)])
 
 
 def split_rows(pair, b, c, gold, drop=True):
