@@ -28,6 +28,7 @@ WITHOUT_ROWS = {
     "lib.casrel.subject_distribution": "takes and gives Python numbers",
     "lib.global_pointer.PointerParts": "a tuple, of `EfficientGlobalPointer.parts`",
     "lib.global_pointer.Spans": "a tuple, of `factorised_spans`",
+    "lib.global_pointer.load_published_weights": "puts weights in another order",
     "lib.gplinker.Item": "a dataclass of text and Python integers",
     "lib.gplinker.PointerOptions": "a frozen dataclass of numbers and names",
     "lib.gplinker.Tables": "a tuple, of `table_positives`",
