@@ -1084,8 +1084,8 @@ def test_fit_says_when_there_is_none():
         ([1, 1, 0, 0], "logits must rise with the targets, got scores that point the wrong way"),
         ([1, 0, 1, 0], "logits must rise with the targets, got scores that point the wrong way"),
         ([0.5, 0.5, 0.5, 0.5], "logits must rise with the targets, got scores that point"),
-        ([1, 1, 1, 1], "targets must not all be 1 where they count"),
-        ([0, 0, 0, 0], "targets must not all be 0 where they count"),
+        ([1, 1, 1, 1], "targets must not be all the same, 0 or 1, where they count"),
+        ([0, 0, 0, 0], "targets must not be all the same, 0 or 1, where they count"),
     ],
 )
 def test_fit_of_both_says_when_there_is_none(labels, message):

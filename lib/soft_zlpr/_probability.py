@@ -208,7 +208,8 @@ def fit_scale_and_offset(
     share = float(t.mean())
     if not 0 < share < 1:
         raise ValueError(
-            f"targets must not all be {share:.0f} where they count: no offset is large enough"
+            "targets must not be all the same, 0 or 1, where they count: every larger offset fits "
+            f"better, got {share:g} on average"
         )
     if float(s[t > 0].min()) >= float(s[t < 1].max()):
         raise ValueError(
