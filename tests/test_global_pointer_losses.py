@@ -25,7 +25,7 @@ from tests.pointer_reference import (
     positive_table,
 )
 
-CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+CUDA = pytest.mark.cuda
 INF = math.inf
 
 

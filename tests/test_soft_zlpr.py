@@ -85,7 +85,7 @@ def test_battery_on_every_path(request, path):
     assert not {name: found for name, found in outcomes.items() if found.verdict != "right"}
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.cuda
 def test_battery_on_cuda():
     verdicts = {n: battery.meet(battery.SOFT, c.to("cuda")).verdict for n, c in CASES.items()}
     assert set(verdicts.values()) == {"right"}, verdicts

@@ -131,7 +131,7 @@ def test_value_and_gradient_by_formula(by_formula, name):
     assert_right(*CASES[name], by_library)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.cuda
 def test_value_and_gradient_on_cuda():
     for scores, mask, gamma in CASES.values():
         assert_right(scores.cuda(), None if mask is None else mask.cuda(), gamma, by_library)

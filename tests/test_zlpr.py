@@ -73,7 +73,7 @@ def test_battery_by_formula(by_formula, loss, name):
     assert outcome.verdict == "right", outcome
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.cuda
 @pytest.mark.parametrize("loss", battery.OURS, ids=lambda loss: loss.name)
 def test_battery_on_cuda(loss):
     verdicts = {name: battery.meet(loss, case.to("cuda")).verdict for name, case in CASES.items()}
