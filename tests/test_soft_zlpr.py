@@ -46,12 +46,14 @@ def raises(kind, message):
 @pytest.fixture
 def wide(monkeypatch):
     """Every part takes the path with shifts, the one of a GPU."""
-    monkeypatch.setattr(_kernels, "_NARROW", -1.0)
+    monkeypatch.setattr(_kernels, "NARROW", -1.0)
+    monkeypatch.setattr(_kernels, "_AT_ONCE_CELLS", 0)
 
 
 @pytest.fixture
 def careful(monkeypatch):
-    """No part takes the rounded exponential."""
+    """No part takes the rounded exponential, and there are parts."""
+    monkeypatch.setattr(_kernels, "_AT_ONCE_CELLS", 0)
     monkeypatch.setattr(_kernels, "_ROUNDED", -1.0)
 
 

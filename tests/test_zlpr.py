@@ -28,15 +28,44 @@ def raises(kind, message):
 
 
 @pytest.fixture
-def by_table(monkeypatch):
+def in_parts(monkeypatch):
+    """Every loss passes through a buffer, as if its input were large."""
+    monkeypatch.setattr(_kernels, "_AT_ONCE_CELLS", 0)
+    # Large inputs are not narrow where some cells do not count.
+    narrow = _rows.counting_if_narrow
+
+    def all_or_none(rows, mask):
+        found, counts = narrow(rows, mask)
+        return found and counts is None, mask
+
+    monkeypatch.setattr(_kernels, "counting_if_narrow", all_or_none)
+
+
+@pytest.fixture
+def by_table(monkeypatch, in_parts):
     """Every loss takes the path for many positives, the one of dense losses on a GPU."""
     monkeypatch.setattr(_kernels, "_LISTED_SHARE", -1)
 
 
 @pytest.fixture
-def by_lists(monkeypatch):
+def by_lists(monkeypatch, in_parts):
     """Every loss takes the path for few positives."""
     monkeypatch.setattr(_kernels, "_LISTED_SHARE", INF)
+
+
+@pytest.fixture
+def by_shifted_table(monkeypatch, by_table):
+    """No score is narrow."""
+    monkeypatch.setattr(_kernels, "counting_if_narrow", lambda rows, mask: (False, mask))
+
+
+@pytest.fixture
+def by_shifted_lists(monkeypatch, by_lists):
+    """No score is narrow."""
+    monkeypatch.setattr(_kernels, "counting_if_narrow", lambda rows, mask: (False, mask))
+
+
+PATHS = ["by_table", "by_lists", "by_shifted_table", "by_shifted_lists"]
 
 
 @pytest.fixture
@@ -55,10 +84,10 @@ def test_battery(loss, name):
     assert outcome.verdict == "right", outcome
 
 
-@pytest.mark.parametrize("path", ["by_table", "by_lists"])
+@pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize("loss", [battery.DENSE, battery.SPARSE], ids=lambda loss: loss.name)
 @pytest.mark.parametrize("name", CASES)
-def test_battery_on_either_path(request, path, loss, name):
+def test_battery_on_every_path(request, path, loss, name):
     request.getfixturevalue(path)
     outcome = battery.meet(loss, CASES[name])
     assert outcome.verdict == "right", outcome

@@ -33,7 +33,7 @@ from lib.softmax._arguments import (
     refuse_nan,
 )
 from lib.softmax._pairs import merged, pair_of
-from lib.softmax._subsets import float64_rows, log_z
+from lib.softmax._subsets import float64_rows, log_z, log_z_and_shares
 
 __all__ = [
     "inclusion_probabilities",
@@ -191,7 +191,7 @@ def streaming_logsumexp(
     excess: Tensor | None = None
     for number, chunk in enumerate(chunks):
         name = f"chunks[{number}]"
-        if callable(chunk) and torch.is_grad_enabled():
+        if callable(chunk) and torch.is_grad_enabled() and not _checks.in_transform():
             found = checkpoint(_pair_of_chunk, name, chunk, dim, use_reentrant=False)
         else:
             found = _pair_of_chunk(name, chunk, dim)
@@ -316,13 +316,7 @@ def inclusion_probabilities(
     mask = _checks.check_mask(mask, scores, "scores")
     k = checked_subset_size(k, size)
     rows = float64_rows(scores, mask, dim)
-
-    def total(values: Tensor) -> tuple[Tensor, Tensor]:
-        logs = log_z(values, k)
-        return logs.sum(), logs  # no row depends on another
-
-    # torch.func.grad and not autograd.grad: it may itself be differentiated, mapped and traced.
-    shares, logs = torch.func.grad(total, has_aux=True)(rows)
+    logs, shares = log_z_and_shares(rows, k)
     few = logs == -inf
     shares = shares.masked_fill((few | logs.isnan()).unsqueeze(-1), nan)
     if _checks.values_readable(scores, mask) and bool(shares.isnan().any()):

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from lib._rows import finite
 
-__all__ = ["float64_rows", "log_z"]
+__all__ = ["float64_rows", "log_z", "log_z_and_shares"]
 
 
 def float64_rows(scores: Tensor, mask: Tensor | None, dim: int) -> Tensor:
@@ -21,20 +21,69 @@ def float64_rows(scores: Tensor, mask: Tensor | None, dim: int) -> Tensor:
 def log_z(rows: Tensor, k: int) -> Tensor:
     """``log Z_k`` of the last dimension."""
     if k == 0:
-        # Not a constant: a bad score must show, and a derivative must exist.
-        return (rows.masked_fill(rows == -inf, 0) * 0).sum(-1)
+        return _zero(rows).sum(-1)
+    middle, levels = _levels(rows, k)
+    return levels[-1][..., 0, k] + k * middle.squeeze(-1)
+
+
+def log_z_and_shares(rows: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """``log Z_k``, and the share of the subsets that contain each score, by plain operations.
+
+    From the root of the products down: a node's *rest* holds, for each power, what the other nodes
+    add to ``Z_k`` beside it, so that ``Z_k`` is the sum of rest times coefficient in each node.
+    """
+    if k == 0:
+        return _zero(rows).sum(-1), _zero(rows)
+    middle, levels = _levels(rows, k)
+    root = levels[-1]
+    rest = torch.full_like(root, -inf)
+    rest[..., k] = 0
+    for level in reversed(levels[:-1]):
+        left, right = level[..., 0::2, :], level[..., 1::2, :]
+        both = torch.stack((_beside(right, rest), _beside(left, rest)), -2)
+        rest = both.flatten(-3, -2)
+    inner = root[..., 0, k]
+    leaf = levels[0][..., : rows.shape[-1], 1] + rest[..., : rows.shape[-1], 1]
+    return inner + k * middle.squeeze(-1), (leaf - inner.unsqueeze(-1)).exp()
+
+
+def _zero(rows: Tensor) -> Tensor:
+    """Zeros that are no constant: a bad score must show, and a derivative must exist."""
+    return rows.masked_fill(rows == -inf, 0) * 0
+
+
+def _levels(rows: Tensor, k: int) -> tuple[Tensor, list[Tensor]]:
+    """Score that the rows are centred at, and the polynomials from single scores to all of them.
+
+    Logarithms of coefficients, ``(..., polynomials, powers)``, each level half as many; every level
+    but the last has an even number of them.
+    """
     # Around the k-th largest score the logarithms are small, whatever all scores have in common.
     middle = finite(rows.detach().topk(k).values[..., -1:])
     centred = rows - middle
-    # One polynomial of degree 1 for each score: 1 + x e^s, by the logarithms of its coefficients.
+    # One polynomial of degree 1 for each score: 1 + x e^s.
     logs = torch.stack((torch.zeros_like(centred), centred), -1)
+    levels = []
     while logs.shape[-2] > 1:
         if logs.shape[-2] % 2:  # the polynomial 1 makes the number even
             one = torch.full_like(logs[..., :1, :], -inf)
             one[..., 0] = 0
             logs = torch.cat((logs, one), -2)
+        levels.append(logs)
         logs = _product(logs[..., 0::2, :], logs[..., 1::2, :], k)
-    return logs[..., 0, k] + k * middle.squeeze(-1)
+    return middle, [*levels, logs]
+
+
+def _beside(factor: Tensor, rest: Tensor) -> Tensor:
+    """Rest of a node, from the factor beside it and the rest of their product.
+
+    Coefficient ``i`` is the sum over ``j`` of the factor's ``j`` times the product's ``i + j``.
+    """
+    size = factor.shape[-1]
+    missing = 2 * size - 1 - rest.shape[-1]
+    wide = torch.nn.functional.pad(rest, (0, missing), value=-inf)
+    windows = torch.stack([wide[..., i : i + size] for i in range(size)], -2)
+    return _log_sum(windows + factor.unsqueeze(-2), -1)
 
 
 def _product(left: Tensor, right: Tensor, degree: int) -> Tensor:
@@ -46,7 +95,11 @@ def _product(left: Tensor, right: Tensor, degree: int) -> Tensor:
     wide = torch.nn.functional.pad(table, (0, size), value=-inf).flatten(-2)
     columns = wide[..., : size * (2 * size - 1)].reshape(*table.shape[:-1], 2 * size - 1)
     columns = columns[..., : degree + 1]
-    top = columns.detach().amax(-2)
-    total = (columns - finite(top).unsqueeze(-2)).exp().sum(-2)
-    empty = top == -inf
-    return top + total.masked_fill(empty, 1).log()
+    return _log_sum(columns, -2)
+
+
+def _log_sum(terms: Tensor, dim: int) -> Tensor:
+    """Log-sum-exp, with derivative 0 where all terms are minus infinity."""
+    top = terms.detach().amax(dim)
+    total = (terms - finite(top).unsqueeze(dim)).exp().sum(dim)
+    return top + total.masked_fill(top == -inf, 1).log()
