@@ -8,8 +8,7 @@ mark a bad row by the value NaN instead of raising.
 """
 
 import operator
-from math import inf
-from math import isnan
+from math import inf, isnan
 from typing import Literal, SupportsIndex, cast
 
 import torch

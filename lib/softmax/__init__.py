@@ -46,7 +46,7 @@ __all__ = [
 
 
 def smooth_max(
-    scores: Tensor, *, gamma: float = 1.0, mask: Tensor | None = None, dim: int = -1
+    scores: Tensor, *, gamma: float | Tensor = 1.0, mask: Tensor | None = None, dim: int = -1
 ) -> Tensor:
     r"""Smooth maximum along one dimension: log-sum-exp at inverse temperature ``gamma``.
 
@@ -68,7 +68,8 @@ def smooth_max(
         dtype. Finite or :math:`-\infty`; a score of :math:`-\infty` does not count and gets
         gradient zero.
     gamma
-        Inverse temperature, a number from 1e-30 to 1e30. Larger is sharper.
+        Inverse temperature, from 1e-30 to 1e30: a number, or a floating tensor without dimensions,
+        which gets a gradient. Larger is sharper.
     mask
         Bool, broadcastable to ``scores``; True counts. Scores that do not count get gradient
         exactly zero and may hold anything.
@@ -299,8 +300,7 @@ def inclusion_probabilities(
 
     Notes
     -----
-    Computed in float64, as the gradient of :func:`subset_logsumexp`; can be differentiated, as
-    often as one likes. Where no Python error can depend on a value, a row in which fewer than ``k``
+    Computed in float64; can be differentiated, as often as one likes. Where no Python error can depend on a value, a row in which fewer than ``k``
     scores count is NaN.
 
     Source: ours; the distribution is Su 2020 (kexue 7359).

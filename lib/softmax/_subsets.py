@@ -40,6 +40,7 @@ def log_z_and_shares(rows: Tensor, k: int) -> tuple[Tensor, Tensor]:
     rest[..., k] = 0
     for level in reversed(levels[:-1]):
         left, right = level[..., 0::2, :], level[..., 1::2, :]
+        rest = rest[..., : left.shape[-2], :]  # not of a polynomial 1 that made a number even
         both = torch.stack((_beside(right, rest), _beside(left, rest)), -2)
         rest = both.flatten(-3, -2)
     inner = root[..., 0, k]
