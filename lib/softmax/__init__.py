@@ -300,8 +300,8 @@ def inclusion_probabilities(
 
     Notes
     -----
-    Computed in float64; can be differentiated, as often as one likes. Where no Python error can depend on a value, a row in which fewer than ``k``
-    scores count is NaN.
+    Computed in float64; can be differentiated, as often as one likes. Where no Python error can
+    depend on a value, a row in which fewer than ``k`` scores count is NaN.
 
     Source: ours; the distribution is Su 2020 (kexue 7359).
 

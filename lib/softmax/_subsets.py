@@ -22,30 +22,30 @@ def log_z(rows: Tensor, k: int) -> Tensor:
     """``log Z_k`` of the last dimension."""
     if k == 0:
         return _zero(rows).sum(-1)
-    middle, levels = _levels(rows, k)
-    return levels[-1][..., 0, k] + k * middle.squeeze(-1)
+    return _total(*_levels(rows, k), k)
 
 
 def log_z_and_shares(rows: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """``log Z_k``, and the share of the subsets that contain each score, by plain operations.
 
-    From the root of the products down: a node's *rest* holds, for each power, what the other nodes
-    add to ``Z_k`` beside it, so that ``Z_k`` is the sum of rest times coefficient in each node.
+    From the root of the products down: a node's *parts* are the shares of the subsets that take 0,
+    1, 2, … members from below it. Those of a factor are sums over the ways to split its product's.
     """
     if k == 0:
         return _zero(rows).sum(-1), _zero(rows)
     middle, levels = _levels(rows, k)
-    root = levels[-1]
-    rest = torch.full_like(root, -inf)
-    rest[..., k] = 0
+    parts = torch.zeros_like(levels[-1])
+    parts[..., k] = 1
     for level in reversed(levels[:-1]):
         left, right = level[..., 0::2, :], level[..., 1::2, :]
-        rest = rest[..., : left.shape[-2], :]  # not of a polynomial 1 that made a number even
-        both = torch.stack((_beside(right, rest), _beside(left, rest)), -2)
-        rest = both.flatten(-3, -2)
-    inner = root[..., 0, k]
-    leaf = levels[0][..., : rows.shape[-1], 1] + rest[..., : rows.shape[-1], 1]
-    return inner + k * middle.squeeze(-1), (leaf - inner.unsqueeze(-1)).exp()
+        parts = parts[..., : left.shape[-2], :]  # not of a polynomial 1 that made a number even
+        both = torch.stack((_split(left, right, parts), _split(right, left, parts)), -2)
+        parts = both.flatten(-3, -2)
+    return _total(middle, levels, k), parts[..., : rows.shape[-1], 1]
+
+
+def _total(middle: Tensor, levels: list[Tensor], k: int) -> Tensor:
+    return levels[-1][..., 0, k] + k * middle.squeeze(-1)
 
 
 def _zero(rows: Tensor) -> Tensor:
@@ -75,32 +75,30 @@ def _levels(rows: Tensor, k: int) -> tuple[Tensor, list[Tensor]]:
     return middle, [*levels, logs]
 
 
-def _beside(factor: Tensor, rest: Tensor) -> Tensor:
-    """Rest of a node, from the factor beside it and the rest of their product.
-
-    Coefficient ``i`` is the sum over ``j`` of the factor's ``j`` times the product's ``i + j``.
-    """
-    size = factor.shape[-1]
-    missing = 2 * size - 1 - rest.shape[-1]
-    wide = torch.nn.functional.pad(rest, (0, missing), value=-inf)
-    windows = torch.stack([wide[..., i : i + size] for i in range(size)], -2)
-    return _log_sum(windows + factor.unsqueeze(-2), -1)
+def _split(factor: Tensor, other: Tensor, parts: Tensor) -> Tensor:
+    """Parts of a factor, from those of its product with the other."""
+    columns = _columns(factor, other, parts.shape[-1] - 1)
+    top = columns.detach().amax(-2, keepdim=True)
+    powers = (columns - finite(top)).exp()
+    total = powers.sum(-2, keepdim=True).masked_fill(top == -inf, 1)
+    return (powers / total * parts.unsqueeze(-2)).sum(-1)
 
 
 def _product(left: Tensor, right: Tensor, degree: int) -> Tensor:
     """Logarithms of the coefficients of a product of polynomials, up to a degree."""
+    columns = _columns(left, right, degree)
+    top = columns.detach().amax(-2)
+    total = (columns - finite(top).unsqueeze(-2)).exp().sum(-2)
+    # Where no term is there the sum is 0, and its logarithm must not be differentiated.
+    return top + total.masked_fill(top == -inf, 1).log()
+
+
+def _columns(left: Tensor, right: Tensor, degree: int) -> Tensor:
+    """Terms of a product of polynomials: rows by the power of the left, columns by that of both."""
     size = left.shape[-1]
     table = left.unsqueeze(-1) + right.unsqueeze(-2)
     # Filled up to twice its width and read in rows one shorter, each row of the table moves one
     # step to the right of the row above: what belongs to one power stands in one column.
     wide = torch.nn.functional.pad(table, (0, size), value=-inf).flatten(-2)
     columns = wide[..., : size * (2 * size - 1)].reshape(*table.shape[:-1], 2 * size - 1)
-    columns = columns[..., : degree + 1]
-    return _log_sum(columns, -2)
-
-
-def _log_sum(terms: Tensor, dim: int) -> Tensor:
-    """Log-sum-exp, with derivative 0 where all terms are minus infinity."""
-    top = terms.detach().amax(dim)
-    total = (terms - finite(top).unsqueeze(dim)).exp().sum(dim)
-    return top + total.masked_fill(top == -inf, 1).log()
+    return columns[..., : degree + 1]
