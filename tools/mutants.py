@@ -275,7 +275,7 @@ MUTANTS = (
     _softmax("total.masked_fill(top == -inf, 1).log() / gamma", "total.log() / gamma"),
     _softmax("if mask is not None and not ctx.branching and", "if mask is None and"),
     _softmax("excess2 + (top2 - shift)", "excess2"),
-    _softmax("if callable(chunk) and torch.is_grad_enabled() and", "if False:", _SOFTMAX),
+    _softmax("torch.is_grad_enabled() and not", "False and not", _SOFTMAX),
     _softmax("columns[..., : degree + 1]", "columns[..., :degree]", "lib/softmax/_subsets.py"),
     _softmax("+ k * middle.squeeze(-1)", "", "lib/softmax/_subsets.py"),
     _softmax("one[..., 0] = 0", "one[..., 0] = 1", "lib/softmax/_subsets.py"),
