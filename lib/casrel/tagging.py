@@ -20,6 +20,7 @@ from lib import _checks, _refusals
 
 __all__ = [
     "ConditionalLayerNorm",
+    "check_subjects",
     "conditional_layer_norm",
     "half_pointer_loss",
     "nearest_end_spans",
@@ -102,6 +103,10 @@ def power_threshold(power: float, probability: float = 0.5) -> float:
     ------
     ValueError
         An argument is out of range.
+
+    Notes
+    -----
+    Source: ours.
 
     Examples
     --------

@@ -6,6 +6,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+__all__ = ["LARGE", "regret"]
+
 LARGE = 20.0  # exponents up to here are summed as they are, also squared in float32
 
 

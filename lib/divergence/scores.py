@@ -234,6 +234,10 @@ def zlpr_divergence(
     TypeError, ValueError
         As :func:`softmax_divergence`.
 
+    Notes
+    -----
+    Source: ours.
+
     Examples
     --------
     >>> s = torch.tensor([1.0, -1.0, 0.0], dtype=torch.float64)

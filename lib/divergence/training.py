@@ -70,8 +70,8 @@ def r_drop(
     >>> print(f"{r_drop(first, second, loss, sigmoid_divergence, alpha=4):.4f}")
     2.6767
     """
-    _check_tensor("first must be", first)
-    _check_tensor("second must be", second)
+    _check_tensor("first", "be", first)
+    _check_tensor("second", "be", second)
     if first.shape != second.shape:
         raise ValueError(
             f"second must have the shape of first, expected {tuple(first.shape)}, "
@@ -248,7 +248,7 @@ def _direction(
         probe = r.clone().requires_grad_()
         with torch.enable_grad():
             moved = divergence(forward(inputs + xi * probe), target)
-        _check_tensor("divergence must return", moved)
+        _check_tensor("divergence", "return", moved)
         # Without a graph there is nothing to ask. With one that leads to parameters only, the
         # answer is None. Neither may pass as a gradient of zero, which keeps the random start.
         gradient = None
@@ -303,13 +303,13 @@ def _check_number(name: str, value: float, *, zero: bool = False) -> None:
         raise ValueError(f"{name} must be {bound} and finite, got {value}")
 
 
-def _check_tensor(duty: str, value: object) -> None:
+def _check_tensor(name: str, duty: str, value: object) -> None:
     if not isinstance(value, Tensor):
-        raise TypeError(f"{duty} a torch.Tensor, got {type(value).__name__}")
+        raise TypeError(f"{name} must {duty} a torch.Tensor, got {type(value).__name__}")
 
 
 def _scalar(name: str, value: Tensor) -> Tensor:
-    _check_tensor(f"{name} must return", value)
+    _check_tensor(name, "return", value)
     if value.dim() != 0:
         raise ValueError(f"{name} must return a scalar, got shape {tuple(value.shape)}")
     return value

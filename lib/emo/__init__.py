@@ -166,6 +166,10 @@ def kernel_score_loss(
     TypeError, ValueError
         As :func:`emo_loss`.
 
+    Notes
+    -----
+    Source: ours.
+
     Examples
     --------
     >>> import torch
@@ -296,6 +300,8 @@ def linear_emo_loss(
     the factor of the backward pass is on them, and are rounded once. Under ``torch.compile``,
     ``torch.func`` and for second derivatives the plain formula runs, which holds all logits.
 
+    Source: as :func:`emo_loss`; the computation by blocks is ours.
+
     Examples
     --------
     >>> import torch
@@ -404,6 +410,8 @@ def soft_emo_loss(
     The exact cost is piecewise linear in the probabilities; its gradient is the dual solution,
     one subgradient where there are several. It is differentiable once. One row takes about
     5 s for 2000 tokens and a minute for 6000.
+
+    Source: Ren, Wu & Zhu 2024 for the bound; the transport cost is textbook, the kernel ours.
 
     Examples
     --------

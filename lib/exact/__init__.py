@@ -149,6 +149,10 @@ def expected_accuracy(
     TypeError, ValueError
         As :func:`log_expected_accuracy`.
 
+    Notes
+    -----
+    Source: Karpukhin, Dereka and Kolesnikov 2024; Su 2022 (kexue 9085) for the integral.
+
     Examples
     --------
     >>> import torch
@@ -206,6 +210,10 @@ def exact_loss(
     ------
     TypeError, ValueError
         As :func:`log_expected_accuracy`; ``margin`` is not above 0; ``reduction`` is unknown.
+
+    Notes
+    -----
+    Source: Karpukhin, Dereka and Kolesnikov 2024, the margin from their code; the repair is ours.
 
     Examples
     --------

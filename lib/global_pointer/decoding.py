@@ -85,6 +85,8 @@ def factorised_spans(
     memory that of the spans found. Under ``torch.compile`` and ``torch.export`` this is one
     operator of the graph, whose result has as many rows as there are spans.
 
+    Source: ours.
+
     Examples
     --------
     >>> pair, start, end = torch.full((1, 3, 3), -1.0), torch.zeros(1, 2, 3), torch.zeros(1, 2, 3)

@@ -97,6 +97,8 @@ def streaming_zlpr_loss(
     tables are filled, and a bad value gives NaN instead of an error, as in
     :func:`lib.zlpr.zlpr_loss`.
 
+    Source: Su 2021 (kexue 8373) for the scores; the stream is textbook.
+
     Examples
     --------
     >>> queries = keys = torch.zeros(1, 1, 3, 2)

@@ -89,6 +89,10 @@ def smooth_positives(targets: Tensor, rate: float, *, mask: Tensor | None = None
     TypeError, ValueError
         As :func:`smooth_labels`.
 
+    Notes
+    -----
+    Source: ours.
+
     Examples
     --------
     >>> import torch
