@@ -3,11 +3,15 @@
 ``python -m benchmarks.emo`` prints a table and writes ``book/runs/performance-emo.json``. Each
 competitor runs once in a process of its own, one thread: the plain forms hold gigabytes, which no
 other may have left behind or find in its way. About 9 GB must be free, and some five minutes.
+
+At small sizes, where calls cost more than arithmetic, each loss is timed in turn with its plain
+formula and with ``torch.compile`` of itself.
 """
 
 import argparse
 import json
 import os
+import statistics
 import subprocess
 import sys
 import time
@@ -20,7 +24,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from benchmarks import measure
-from lib.emo import linear_emo_loss
+from lib.emo import UnitEmbeddings, emo_loss, kernel_score_loss, linear_emo_loss
 from tests.equations.test_emo import code_losses
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -32,6 +36,8 @@ WORKLOADS = {
     151_936: ("linear_emo_loss", "plain form"),
 }
 AGREEMENT_TOKENS = 1024
+SMALL = ((32, 20, 16), (256, 1000, 64), (64, 5000, 64))  # tokens, vocabulary, width
+SMALL_SECONDS = 3.0  # for each competitor, after a tenth of that to warm up
 
 
 def inputs(tokens: int, vocabulary: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -93,6 +99,61 @@ def agreement(vocabulary: int) -> dict[str, Any]:
     }
 
 
+def small_competitors(
+    tokens: int, vocabulary: int, width: int
+) -> dict[str, dict[str, Callable[[], Tensor]]]:
+    """Each loss, its plain formula and its compiled form, of the same arguments."""
+    draw = torch.Generator().manual_seed(0)
+    hidden = torch.randn(tokens, width, generator=draw).requires_grad_()
+    weight = torch.randn(vocabulary, width, generator=draw).requires_grad_()
+    logits = torch.randn(tokens, vocabulary, generator=draw).requires_grad_()
+    targets = torch.randint(vocabulary, (tokens,), generator=draw)
+    embeddings = UnitEmbeddings(torch.randn(vocabulary, width, generator=draw))
+    unit = embeddings.rows
+
+    def plain_emo(scores: Tensor) -> Tensor:
+        return (1 - (torch.softmax(scores, -1) @ unit * unit[targets]).sum(-1)).mean()
+
+    def plain_kernel(scores: Tensor) -> Tensor:
+        return (0.5 * (torch.softmax(scores, -1) @ unit - unit[targets]).square().sum(-1)).mean()
+
+    found: dict[str, dict[str, Callable[[], Tensor]]] = {}
+    for loss, plain_loss in ((emo_loss, plain_emo), (kernel_score_loss, plain_kernel)):
+        compiled = torch.compile(loss)
+        found[loss.__name__] = {
+            "lib": lambda f=loss: f(logits, targets, embeddings),
+            "plain": lambda f=plain_loss: f(logits),
+            "compiled": lambda f=compiled: f(logits, targets, embeddings),
+        }
+    compiled = torch.compile(linear_emo_loss)
+    found["linear_emo_loss"] = {
+        "lib": lambda: linear_emo_loss(hidden, weight, targets, embeddings),
+        "plain": lambda: plain_emo(hidden @ weight.T),
+        "compiled": lambda: compiled(hidden, weight, targets, embeddings),
+    }
+    return found
+
+
+def small(tokens: int, vocabulary: int, width: int) -> dict[str, dict[str, float]]:
+    """Medians of process time, forward and backward, in microseconds; competitors in turn."""
+    medians = {}
+    for name, calls in small_competitors(tokens, vocabulary, width).items():
+        times: dict[str, list[float]] = {kind: [] for kind in calls}
+        spent, warm = 0.0, False
+        for call in calls.values():
+            torch.autograd.backward(call())  # compiles, too
+        while spent < SMALL_SECONDS * len(calls):
+            for kind, call in calls.items():
+                start = time.process_time()
+                torch.autograd.backward(call())
+                times[kind].append(time.process_time() - start)
+                spent += times[kind][-1]
+            if not warm and spent > 0.1 * SMALL_SECONDS * len(calls):
+                times, warm = {kind: [] for kind in calls}, True
+        medians[name] = {kind: round(1e6 * statistics.median(t), 1) for kind, t in times.items()}
+    return medians
+
+
 def apart(*arguments: str) -> dict[str, Any]:
     """Let a fresh process answer."""
     command = [sys.executable, "-m", "benchmarks.emo", *arguments]
@@ -107,6 +168,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, default=RECORD, help="where the record goes")
     parser.add_argument("--one", nargs=2, help=argparse.SUPPRESS)
     parser.add_argument("--agreement", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--small", nargs=3, type=int, help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
     if options.one:
@@ -114,6 +176,9 @@ def main(arguments: list[str] | None = None) -> int:
         return 0
     if options.agreement:
         print(json.dumps(agreement(options.agreement)))
+        return 0
+    if options.small:
+        print(json.dumps(small(*options.small)))
         return 0
     load_before = os.getloadavg()[0]
     results = []
@@ -125,6 +190,12 @@ def main(arguments: list[str] | None = None) -> int:
         found = apart("--agreement", str(vocabulary))
         print(vocabulary, "gradients", found, flush=True)
         results.append({"vocabulary": vocabulary, "losses": losses, "gradients": found})
+    rows = []
+    for tokens, vocabulary, width in SMALL:
+        found = apart("--small", str(tokens), str(vocabulary), str(width))
+        print((tokens, vocabulary, width), found, flush=True)
+        size = {"tokens": tokens, "vocabulary": vocabulary, "width": width}
+        rows.append({**size, "microseconds": found})
     record = {
         "command": "python -m benchmarks.emo",
         "what": "forward and backward to states and head, float32, one thread, one run each",
@@ -135,6 +206,7 @@ def main(arguments: list[str] | None = None) -> int:
         "versions": measure.versions("torch"),
         "load_before": round(load_before, 2),
         "results": results,
+        "small": rows,
     }
     measure.write_record(options.out, record)
     return 0

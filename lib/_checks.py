@@ -8,7 +8,8 @@ mark a bad row by the value NaN instead of raising.
 """
 
 import operator
-from math import inf, isnan
+from contextlib import AbstractContextManager, nullcontext
+from math import inf
 from typing import Literal, SupportsIndex, cast
 
 import torch
@@ -27,8 +28,6 @@ __all__ = [
     "check_reduction",
     "check_threshold",
     "compute_dtype",
-    "has_nan",
-    "in_transform",
     "no_autocast",
     "not_binary",
     "reduce",
@@ -36,8 +35,6 @@ __all__ = [
 ]
 
 Reduction = Literal["none", "mean", "sum"]
-
-_PLAIN = (Tensor, torch.nn.Parameter)  # a subclass may stand for values elsewhere
 
 
 def values_readable(*tensors: Tensor | None) -> bool:
@@ -49,25 +46,18 @@ def values_readable(*tensors: Tensor | None) -> bool:
     """
     if torch.compiler.is_compiling():
         return False
-    # Private, but no public name tells.
-    if in_transform() or _get_current_dispatch_mode() is not None:
+    # The next two names are private, but they are what torch.autograd.Function itself asks.
+    if torch._C._are_functorch_transforms_active() or _get_current_dispatch_mode() is not None:
         return False
-    on_cuda = False
-    for tensor in tensors:
-        if tensor is None:
-            continue
-        if type(tensor) not in _PLAIN or tensor.is_meta:
-            return False
-        # autograd.grad(is_grads_batched=True) batches in an older way, invisible to the above.
-        if torch._C._functorch.is_legacy_batchedtensor(tensor):
-            return False
-        on_cuda |= tensor.is_cuda
-    return not (on_cuda and torch.cuda.is_current_stream_capturing())
-
-
-def in_transform() -> bool:
-    """Whether a ``torch.func`` transform is at work; torch.autograd.Function asks the same way."""
-    return bool(torch._C._are_functorch_transforms_active())
+    present = [tensor for tensor in tensors if tensor is not None]
+    if any(tensor.is_meta for tensor in present):
+        return False
+    if any(type(tensor) not in (Tensor, torch.nn.Parameter) for tensor in present):
+        return False
+    # torch.autograd.grad(is_grads_batched=True) batches in an older way, invisible to the above.
+    if any(torch._C._functorch.is_legacy_batchedtensor(tensor) for tensor in present):
+        return False
+    return not (present[0].is_cuda and torch.cuda.is_current_stream_capturing())
 
 
 def compute_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -75,13 +65,17 @@ def compute_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.promote_types(dtype, torch.float32)
 
 
-def no_autocast(x: Tensor) -> torch.autocast:
+def no_autocast(x: Tensor) -> AbstractContextManager[object]:
     """Keep autocast from sending the products of a loss to half precision.
 
     They are computed in :func:`compute_dtype` for a reason: small differences are lost in bfloat16.
     """
     # Autocast does not know the meta device, where nothing is computed anyway.
-    return torch.autocast("cpu" if x.is_meta else x.device.type, enabled=False)
+    kind = "cpu" if x.is_meta else x.device.type
+    # It takes as long as some twenty small operations. A graph must have it, to be run anywhere.
+    if not torch.compiler.is_compiling() and not torch.is_autocast_enabled(kind):
+        return nullcontext()
+    return torch.autocast(kind, enabled=False)
 
 
 def as_index(name: str, value: object) -> int:
@@ -111,11 +105,6 @@ def check_reduction(reduction: str) -> None:
     """Raise unless ``reduction`` is known."""
     if reduction not in ("none", "mean", "sum"):
         raise ValueError(f"reduction must be 'none', 'mean' or 'sum', got {reduction!r}")
-
-
-def has_nan(result: Tensor) -> bool:
-    """Whether a bad value has left its NaN in a result; one look, at a scalar if it is one."""
-    return isnan(result.item()) if result.dim() == 0 else bool(result.isnan().any())
 
 
 def reduce(values: Tensor, reduction: str, counts: Tensor | None = None) -> Tensor:

@@ -441,7 +441,8 @@ def plain(hidden, weight, targets, table, mixture, reduction, bias=None):
 
 @pytest.fixture
 def small_chunks(monkeypatch):
-    """Several chunks, the last one ragged, and converted blocks that do not divide the table."""
+    """The kernel at any size: several chunks, a ragged last one, blocks that leave a rest."""
+    monkeypatch.setattr(_linear, "_SMALL_CELLS", 0)
     monkeypatch.setattr(_linear, "_LEAST_TOKENS", 5)
     monkeypatch.setattr(_linear, "_CHUNK_CELLS", 1)
     monkeypatch.setattr(_linear, "_BLOCK_ROWS", 50)
@@ -585,6 +586,7 @@ def test_linear_form_backward_twice_and_second_derivatives():
 LINEAR_ARGUMENTS = ("hidden", "weight", "bias", "targets", "table", "rows")
 
 
+@pytest.mark.usefixtures("small_chunks")
 @pytest.mark.parametrize("reduction", ["none", "mean"])
 @pytest.mark.parametrize("changed", LINEAR_ARGUMENTS)
 def test_what_changes_before_backward_is_noticed(changed, reduction):
@@ -754,8 +756,10 @@ def test_linear_form_refuses_a_target_at_minus_infinity(name):
     assert masked == pytest.approx(math.e / (1 + math.e))  # any other token may be there
 
 
+@pytest.mark.parametrize("small", [0, 1 << 15])
 @pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
-def test_linear_form_refuses_a_weight_that_spoils_the_gradient(reduction):
+def test_linear_form_refuses_a_weight_that_spoils_the_gradient(reduction, small, monkeypatch):
+    monkeypatch.setattr(_linear, "_SMALL_CELLS", small)
     hidden = torch.tensor([[1.0, 2.0]], requires_grad=True)
     weight = torch.tensor([[0.5, 0.1], [0.2, 0.3], [-INF, 0.0]])
     targets, table = torch.tensor([0]), torch.eye(3)
@@ -772,8 +776,10 @@ def test_linear_form_refuses_a_weight_that_spoils_the_gradient(reduction):
     assert not slope.isfinite().all()
 
 
+@pytest.mark.parametrize("small", [0, 1 << 15])
 @pytest.mark.parametrize("reduction", ["none", "mean", "sum"])
-def test_one_bad_state_among_good_ones_is_refused(reduction):
+def test_one_bad_state_among_good_ones_is_refused(reduction, small, monkeypatch):
+    monkeypatch.setattr(_linear, "_SMALL_CELLS", small)
     hidden, weight, targets, table = linear_problem(7)
     with torch.no_grad():
         hidden[5, 2] = math.nan
@@ -1062,7 +1068,7 @@ def test_linear_form_in_a_transform():
     assert torch.allclose(slope, true)
 
 
-@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_on_cuda():
     hidden, weight, targets, table = linear_problem(9)
     want = linear_emo_loss(hidden, weight, targets, table)

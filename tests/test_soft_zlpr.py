@@ -46,14 +46,12 @@ def raises(kind, message):
 @pytest.fixture
 def wide(monkeypatch):
     """Every part takes the path with shifts, the one of a GPU."""
-    monkeypatch.setattr(_kernels, "NARROW", -1.0)
-    monkeypatch.setattr(_kernels, "_AT_ONCE_CELLS", 0)
+    monkeypatch.setattr(_kernels, "_NARROW", -1.0)
 
 
 @pytest.fixture
 def careful(monkeypatch):
-    """No part takes the rounded exponential, and there are parts."""
-    monkeypatch.setattr(_kernels, "_AT_ONCE_CELLS", 0)
+    """No part takes the rounded exponential."""
     monkeypatch.setattr(_kernels, "_ROUNDED", -1.0)
 
 
@@ -87,7 +85,7 @@ def test_battery_on_every_path(request, path):
     assert not {name: found for name, found in outcomes.items() if found.verdict != "right"}
 
 
-@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_battery_on_cuda():
     verdicts = {n: battery.meet(battery.SOFT, c.to("cuda")).verdict for n, c in CASES.items()}
     assert set(verdicts.values()) == {"right"}, verdicts

@@ -652,10 +652,13 @@ def _loss(
     places = check_targets(targets, classes, ignore_index, found, look)
     with _checks.no_autocast(logits):
         unit = unit_rows(found, _checks.compute_dtype(logits.dtype))
-        losses, witness = by_rows(form, logits.reshape(-1, classes), places.flat(), unit)
+        rows = logits if logits.dim() == 2 else logits.reshape(-1, classes)
+        losses, witness = by_rows(form, rows, places.flat(), unit)
     if look and not all_finite(witness):
         refuse("logits", logits.detach(), places.safe, places.counts)
-    return _checks.reduce(losses.reshape(targets.shape), reduction, places.counts)
+    if targets.dim() != 1:
+        losses = losses.reshape(targets.shape)
+    return _checks.reduce(losses, reduction, places.counts)
 
 
 def _bad_rows(logits: Tensor, q: Tensor, is_padding: Tensor | None) -> Tensor:

@@ -16,11 +16,12 @@ from lib import _checks, _refusals
 from lib._rows import LOG2_E, by_autograd, needs_formula
 from lib.emo._embeddings import Directions, unit_rows
 from lib.emo._mixture import Mixture
-from lib.emo._terms import Targets, by_rows, mix, mixed
+from lib.emo._terms import Targets, all_finite, by_rows, mix, mixed
 
 __all__ = ["linear_losses", "require_finite"]
 
 _CHUNK_CELLS = 1 << 23  # logits of a chunk: 32 MiB in float32, and as much again for the costs
+_SMALL_CELLS = 1 << 15  # up to so many logits the plain formula is faster, and holds little
 _LEAST_TOKENS = 64  # fewer rows would leave a matrix product waiting for memory
 _BLOCK_ROWS = 1 << 13  # rows of a half-precision table converted at a time
 
@@ -45,6 +46,10 @@ def linear_losses(
         bias = bias.to(wide)
     if not _checks.values_readable(hidden, weight, bias, targets.safe):
         return _formula(hidden, weight, bias, targets, found, mixture, reduction)
+    if targets.safe.numel() * len(weight) <= _SMALL_CELLS:
+        if targets.bad is None and hidden.requires_grad and torch.is_grad_enabled():
+            _blame_weight(weight, weight)
+        return _formula(hidden, weight, bias, targets, found, mixture, reduction)
     with _checks.no_autocast(hidden):  # the chunks choose their precision themselves
         return _chunked(
             hidden.to(dtype), weight.to(dtype), bias, *targets, found.table, found.scale, mixture,
@@ -67,7 +72,8 @@ def _formula(
         logits = hidden.to(dtype) @ weight.to(dtype).T
         if bias is not None:
             logits = logits + bias
-        losses, _ = by_rows(mixed(mixture), logits, targets, unit_rows(found, logits.dtype))
+        losses, witness = by_rows(mixed(mixture), logits, targets, unit_rows(found, logits.dtype))
+    losses = losses.masked_fill(~witness.isfinite(), nan)
     return _checks.reduce(losses, reduction, targets.counts)
 
 
@@ -264,13 +270,13 @@ def require_finite(name: str, table: Tensor, rows: Tensor | None = None) -> None
         )
 
 
-def _blame_weight(weight: Tensor, d_hidden: Tensor | None) -> None:
-    """Raise if a weight that is not finite has spoilt the gradient of the states.
+def _blame_weight(weight: Tensor, witness: Tensor | None) -> None:
+    """Raise for a weight that is not finite, if the ``witness`` is not: the states' gradient.
 
     A logit of minus infinity leaves the loss finite, but its probability 0 times the weight's entry
     is NaN. Looking at the states' gradient first is cheap: there are fewer states than weights.
     """
-    if d_hidden is not None and not bool(d_hidden.isfinite().all()):
+    if witness is not None and not all_finite(witness):
         require_finite("weight", weight)
 
 

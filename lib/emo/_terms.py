@@ -41,6 +41,8 @@ class Targets(NamedTuple):
 
     def flat(self) -> "Targets":
         """One dimension each."""
+        if self.safe.dim() == 1:
+            return self
         rest = (None if part is None else part.reshape(-1) for part in (self.counts, self.bad))
         return Targets(self.safe.reshape(-1), *rest)
 
@@ -100,7 +102,8 @@ def kernel(rows: Tensor, targets: Tensor, unit: Tensor) -> tuple[Tensor, Tensor]
 
 def _emo(rows: Tensor, targets: Tensor, unit: Tensor) -> tuple[Tensor, Tensor]:
     # A cost that rounding makes negative is 0; the target's own cost is 0, not rounding.
-    costs = (unit[targets] @ unit.T).neg_().add_(1).clamp(min=0)
+    gold = unit.index_select(0, targets)
+    costs = torch.addmm(unit.new_ones(()), gold, unit.T, alpha=-1).relu_()
     costs = costs.scatter(1, targets.unsqueeze(1), 0.0)
     losses = (torch.softmax(rows, -1) * costs).sum(-1)
     return losses, losses
@@ -144,7 +147,8 @@ def by_rows(form: Form, logits: Tensor, targets: Targets, unit: Tensor) -> tuple
         rows = rows.masked_fill(~counts.unsqueeze(1), 0.0)
     losses, witness = form(rows, safe, unit)
     # A target at minus infinity has a finite mean cost, but nothing could ever raise it.
-    witness = witness.detach() - rows.detach().gather(1, safe.unsqueeze(1)).squeeze(1)
+    gold = rows.detach().gather(1, safe.unsqueeze(1)).squeeze(1)
+    witness = gold.sub(witness.detach())
     if counts is not None:
         losses = losses.masked_fill(~counts, 0.0)
     if bad is not None:
@@ -154,6 +158,7 @@ def by_rows(form: Form, logits: Tensor, targets: Targets, unit: Tensor) -> tuple
 
 def all_finite(witness: Tensor) -> bool:
     """Whether no entry is infinite or NaN; one number is looked at unless there is doubt."""
+    witness = witness.detach()
     return isfinite(float(witness.sum())) or bool(witness.isfinite().all())
 
 

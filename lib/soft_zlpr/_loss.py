@@ -3,8 +3,8 @@
 from torch import Tensor
 
 from lib import _checks, _refusals
-from lib.soft_zlpr._kernels import reduced_soft_loss
-from lib.zlpr import zlpr_loss
+from lib.soft_zlpr._kernels import soft_row_losses
+from lib.zlpr._kernels import row_losses
 
 __all__ = ["soft_zlpr_loss"]
 
@@ -15,7 +15,6 @@ def soft_zlpr_loss(
     *,
     mask: Tensor | None = None,
     reduction: _checks.Reduction = "mean",
-    validate: bool = True,
 ) -> Tensor:
     r"""ZLPR loss of logits against a table of degrees between 0 and 1.
 
@@ -43,10 +42,6 @@ def soft_zlpr_loss(
     reduction
         Over the leading dimensions: ``"none"``, ``"mean"`` (of all positions, also those without
         a counting cell; 0 of no position) or ``"sum"``.
-
-    validate
-        Whether to look at the values. False saves a synchronisation on a GPU; a bad value then
-        makes the loss of its row NaN instead of an error.
 
     Returns
     -------
@@ -95,18 +90,14 @@ def soft_zlpr_loss(
     _checks.check_reduction(reduction)
     if mask is not None:
         targets = targets.masked_fill(~mask, 0)
-    readable = _checks.values_readable(logits, targets, mask)
+    classes = logits.shape[-1]
+    rows, degrees = logits.reshape(-1, classes), targets.reshape(-1, classes)
+    flat_mask = None if mask is None else mask.reshape(-1, classes)
     if targets.dtype.is_floating_point:
-        rows, degrees, flat_mask = logits, targets, mask
-        if logits.dim() != 2:
-            classes = logits.shape[-1]
-            rows, degrees = logits.reshape(-1, classes), targets.reshape(-1, classes)
-            flat_mask = None if mask is None else mask.reshape(-1, classes)
-        result = reduced_soft_loss(rows, degrees, flat_mask, reduction, readable=readable)
-        if reduction == "none" and logits.dim() != 2:
-            result = result.reshape(logits.shape[:-1])
+        losses = soft_row_losses(rows, degrees, flat_mask)
     else:
-        result = zlpr_loss(logits, targets, mask=mask, reduction=reduction, validate=False)
-    if validate and readable and _checks.has_nan(result):
+        losses = row_losses(rows, degrees, flat_mask, listed=False)
+    losses = losses.reshape(logits.shape[:-1])
+    if _checks.values_readable(logits, targets, mask) and bool(losses.isnan().any()):
         _refusals.refuse_cells("targets", logits, targets, mask, soft=True)
-    return result
+    return _checks.reduce(losses, reduction)

@@ -19,7 +19,7 @@ which is almost everywhere once a model is trained.
 from torch import Tensor, nn
 
 from lib import _checks, _refusals
-from lib.zlpr._kernels import reduced_loss
+from lib.zlpr._kernels import row_losses
 
 __all__ = ["SparseZLPRLoss", "ZLPRLoss", "sparse_zlpr_loss", "zlpr_loss"]
 
@@ -30,7 +30,6 @@ def zlpr_loss(
     *,
     mask: Tensor | None = None,
     reduction: _checks.Reduction = "mean",
-    validate: bool = True,
 ) -> Tensor:
     r"""ZLPR loss of logits against a table of zeros and ones.
 
@@ -57,10 +56,6 @@ def zlpr_loss(
     reduction
         Over the leading dimensions: ``"none"``, ``"mean"`` (of all positions, also those without
         a counting cell; 0 of no position) or ``"sum"``.
-
-    validate
-        Whether to look at the values. False saves a synchronisation on a GPU; a bad value then
-        makes the loss of its row NaN instead of an error.
 
     Returns
     -------
@@ -104,7 +99,7 @@ def zlpr_loss(
     _checks.check_reduction(reduction)
     if mask is not None:
         targets = targets.masked_fill(~mask, 0)
-    return _loss("targets", logits, targets, mask, reduction, validate)
+    return _checks.reduce(_losses("targets", logits, targets, mask), reduction)
 
 
 def sparse_zlpr_loss(
@@ -113,7 +108,6 @@ def sparse_zlpr_loss(
     *,
     mask: Tensor | None = None,
     reduction: _checks.Reduction = "mean",
-    validate: bool = True,
 ) -> Tensor:
     r"""ZLPR loss of logits against lists of positive classes.
 
@@ -137,7 +131,7 @@ def sparse_zlpr_loss(
     positives
         Positive classes, shape ``(..., K)`` with ``K >= 0``, int64 in ``[0, C)``, filled up with
         -1. In any order; a class listed twice counts once.
-    mask, reduction, validate
+    mask, reduction
         As in :func:`zlpr_loss`.
 
     Returns
@@ -170,7 +164,7 @@ def sparse_zlpr_loss(
     _checks.check_indices("positives", positives, logits)
     mask = _checks.check_mask(mask, logits)
     _checks.check_reduction(reduction)
-    return _loss("positives", logits, positives, mask, reduction, validate)
+    return _checks.reduce(_losses("positives", logits, positives, mask), reduction)
 
 
 class ZLPRLoss(nn.Module):
@@ -180,7 +174,7 @@ class ZLPRLoss(nn.Module):
 
     Parameters
     ----------
-    reduction, validate
+    reduction
         As in :func:`zlpr_loss`.
 
     Examples
@@ -191,16 +185,14 @@ class ZLPRLoss(nn.Module):
     1.7918
     """
 
-    def __init__(self, *, reduction: _checks.Reduction = "mean", validate: bool = True) -> None:
+    def __init__(self, *, reduction: _checks.Reduction = "mean") -> None:
         super().__init__()
         _checks.check_reduction(reduction)
-        self.reduction, self.validate = reduction, validate
+        self.reduction = reduction
 
     def forward(self, logits: Tensor, targets: Tensor, mask: Tensor | None = None) -> Tensor:
         """Loss of ``logits`` ``(..., C)`` against ``targets`` ``(..., C)``."""
-        return zlpr_loss(
-            logits, targets, mask=mask, reduction=self.reduction, validate=self.validate
-        )
+        return zlpr_loss(logits, targets, mask=mask, reduction=self.reduction)
 
     def extra_repr(self) -> str:
         """Show the options in ``print(module)``."""
@@ -214,7 +206,7 @@ class SparseZLPRLoss(nn.Module):
 
     Parameters
     ----------
-    reduction, validate
+    reduction
         As in :func:`zlpr_loss`.
 
     Examples
@@ -225,42 +217,28 @@ class SparseZLPRLoss(nn.Module):
     1.7918
     """
 
-    def __init__(self, *, reduction: _checks.Reduction = "mean", validate: bool = True) -> None:
+    def __init__(self, *, reduction: _checks.Reduction = "mean") -> None:
         super().__init__()
         _checks.check_reduction(reduction)
-        self.reduction, self.validate = reduction, validate
+        self.reduction = reduction
 
     def forward(self, logits: Tensor, positives: Tensor, mask: Tensor | None = None) -> Tensor:
         """Loss of ``logits`` ``(..., C)`` against class lists ``positives`` ``(..., K)``."""
-        return sparse_zlpr_loss(
-            logits, positives, mask=mask, reduction=self.reduction, validate=self.validate
-        )
+        return sparse_zlpr_loss(logits, positives, mask=mask, reduction=self.reduction)
 
     def extra_repr(self) -> str:
         """Show the options in ``print(module)``."""
         return f"reduction={self.reduction!r}"
 
 
-def _loss(
-    name: str,
-    logits: Tensor,
-    labels: Tensor,
-    mask: Tensor | None,
-    reduction: _checks.Reduction,
-    validate: bool,
-) -> Tensor:
-    """Reduced loss, from arguments whose shapes and dtypes are checked."""
+def _losses(name: str, logits: Tensor, labels: Tensor, mask: Tensor | None) -> Tensor:
+    """Loss of each position, shape ``(...)``, from checked arguments."""
     listed = name == "positives"
-    readable = _checks.values_readable(logits, labels, mask)
-    rows, flat_labels, flat_mask = logits, labels, mask
-    if logits.dim() != 2:
-        classes = logits.shape[-1]
-        rows = logits.reshape(-1, classes)
-        flat_labels = labels.reshape(rows.shape[0], labels.shape[-1])
-        flat_mask = None if mask is None else mask.reshape(-1, classes)
-    result = reduced_loss(rows, flat_labels, flat_mask, reduction, listed=listed, readable=readable)
-    if reduction == "none" and logits.dim() != 2:
-        result = result.reshape(logits.shape[:-1])
-    if validate and readable and _checks.has_nan(result):
+    classes = logits.shape[-1]
+    rows = logits.reshape(-1, classes)
+    flat_labels = labels.reshape(rows.shape[0], labels.shape[-1])
+    flat_mask = None if mask is None else mask.reshape(-1, classes)
+    losses = row_losses(rows, flat_labels, flat_mask, listed=listed).reshape(logits.shape[:-1])
+    if _checks.values_readable(logits, labels, mask) and bool(losses.isnan().any()):
         _refusals.refuse_cells(name, logits, labels, mask, listed=listed)
-    return result
+    return losses
