@@ -12,7 +12,7 @@ SITE   := _build/html
 export OMP_NUM_THREADS := 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: book test test-other-cpu notebooks runs bench lint mutants lock clean
+.PHONY: book test test-other-cpu notebooks runs bench gpu lint mutants lock clean
 
 book: $(READY) _build/.fresh
 	$(BIN)/python tools/notebooks.py --check
@@ -42,6 +42,10 @@ runs: $(READY)
 # Measure all losses against the published ones: writes book/runs/performance-*.json.
 bench: $(READY)
 	$(BIN)/python -m benchmarks
+
+# What needs a CUDA device; without one it says so and fails.
+gpu: $(READY)
+	$(BIN)/python -m tools.gpu
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -2,6 +2,8 @@
 
 import os
 
+import pytest
+
 pytest_plugins = ("tools.ledger.plugin",)
 
 # Timings, and sums in float32, then do not vary with the number of cores.
@@ -15,3 +17,15 @@ def pytest_collectstart(collector):
         # What covers the library is its tests. Where coverage is measured, nbval would start it in
         # each kernel too, and wait there for an answer that does not come.
         collector.config.option.cov_source = None
+
+
+def pytest_collection_modifyitems(items):
+    """Skip what needs a GPU where there is none."""
+    needy = [item for item in items if item.get_closest_marker("cuda")]
+    if not needy:
+        return
+    import torch
+
+    if not torch.cuda.is_available():
+        for item in needy:
+            item.add_marker(pytest.mark.skip(reason="no CUDA device"))

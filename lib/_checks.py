@@ -9,7 +9,7 @@ mark a bad row by the value NaN instead of raising.
 
 import operator
 from contextlib import AbstractContextManager, nullcontext
-from math import inf
+from math import inf, isnan
 from typing import Literal, SupportsIndex, cast
 
 import torch
@@ -28,6 +28,8 @@ __all__ = [
     "check_reduction",
     "check_threshold",
     "compute_dtype",
+    "has_nan",
+    "in_transform",
     "no_autocast",
     "not_binary",
     "reduce",
@@ -35,6 +37,8 @@ __all__ = [
 ]
 
 Reduction = Literal["none", "mean", "sum"]
+
+_PLAIN = (Tensor, torch.nn.Parameter)  # a subclass may stand for values elsewhere
 
 
 def values_readable(*tensors: Tensor | None) -> bool:
@@ -46,18 +50,25 @@ def values_readable(*tensors: Tensor | None) -> bool:
     """
     if torch.compiler.is_compiling():
         return False
-    # The next two names are private, but they are what torch.autograd.Function itself asks.
-    if torch._C._are_functorch_transforms_active() or _get_current_dispatch_mode() is not None:
+    # Private, but no public name tells.
+    if in_transform() or _get_current_dispatch_mode() is not None:
         return False
-    present = [tensor for tensor in tensors if tensor is not None]
-    if any(tensor.is_meta for tensor in present):
-        return False
-    if any(type(tensor) not in (Tensor, torch.nn.Parameter) for tensor in present):
-        return False
-    # torch.autograd.grad(is_grads_batched=True) batches in an older way, invisible to the above.
-    if any(torch._C._functorch.is_legacy_batchedtensor(tensor) for tensor in present):
-        return False
-    return not (present[0].is_cuda and torch.cuda.is_current_stream_capturing())
+    on_cuda = False
+    for tensor in tensors:
+        if tensor is None:
+            continue
+        if type(tensor) not in _PLAIN or tensor.is_meta:
+            return False
+        # autograd.grad(is_grads_batched=True) batches in an older way, invisible to the above.
+        if torch._C._functorch.is_legacy_batchedtensor(tensor):
+            return False
+        on_cuda |= tensor.is_cuda
+    return not (on_cuda and torch.cuda.is_current_stream_capturing())
+
+
+def in_transform() -> bool:
+    """Whether a ``torch.func`` transform is at work; torch.autograd.Function asks the same way."""
+    return bool(torch._C._are_functorch_transforms_active())
 
 
 def compute_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -105,6 +116,11 @@ def check_reduction(reduction: str) -> None:
     """Raise unless ``reduction`` is known."""
     if reduction not in ("none", "mean", "sum"):
         raise ValueError(f"reduction must be 'none', 'mean' or 'sum', got {reduction!r}")
+
+
+def has_nan(result: Tensor) -> bool:
+    """Whether a bad value has left its NaN in a result; one look, at a scalar if it is one."""
+    return isnan(result.item()) if result.dim() == 0 else bool(result.isnan().any())
 
 
 def reduce(values: Tensor, reduction: str, counts: Tensor | None = None) -> Tensor:

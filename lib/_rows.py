@@ -17,18 +17,24 @@ from lib import _checks
 __all__ = [
     "CHUNK_CELLS",
     "LOG2_E",
+    "NARROW",
     "Spare",
     "by_autograd",
     "chunks",
     "combine",
+    "counting_if_narrow",
     "finite",
     "load",
     "needs_formula",
+    "numbers",
 ]
 
 CHUNK_CELLS = 1 << 17  # cells of the scratch buffer: 512 KiB in float32, within a core's cache
 LOG2_E = log2(e)
 """PyTorch's exp is many times slower than its exp2 on a CPU where the result underflows."""
+NARROW = 32.0
+"""Scores up to here need no shift: even the inverse of a million terms of exp(32), times a small
+upstream gradient, is far from the end of float32."""
 
 
 def chunks(
@@ -67,6 +73,39 @@ def load(cells: Tensor, rows: Tensor, mask: Tensor | None, part: slice) -> Tenso
         return cells.copy_(rows)
     nothing = cells.new_tensor(-inf)
     return torch.where(mask[part], rows.to(cells.dtype), nothing, out=cells)
+
+
+def counting_if_narrow(rows: Tensor, mask: Tensor | None) -> tuple[bool, Tensor | None]:
+    """Whether all scores that count lie within ``NARROW``, and which those are, None for all.
+
+    A score of minus infinity does not count. The look at the scores is one cheap pass; where some
+    do not count it takes copies, and is left out (the answer is no) beyond the size of a buffer. So
+    it is on a GPU, which would have to be waited for.
+    """
+    if rows.is_cuda or rows.numel() == 0:
+        return False, mask
+    rows = rows.detach()
+    small = rows.numel() <= CHUNK_CELLS
+    if mask is not None:
+        if not small:
+            return False, mask
+        rows = rows.masked_fill(~mask, 0)
+    low, high = map(float, rows.aminmax())
+    if low == -inf and high <= NARROW and small:
+        scored = rows != -inf
+        mask = scored if mask is None else mask & scored
+        low = float(rows.masked_fill(~scored, 0).amin())
+    return low >= -NARROW and high <= NARROW, mask
+
+
+def numbers(table: Tensor, cells: Tensor) -> Tensor:
+    """Table as it is if it has the dtype of ``cells``, else copied there.
+
+    Read as bytes, PyTorch converts bool four times as fast.
+    """
+    if table.dtype == cells.dtype:
+        return table
+    return cells.copy_(table.view(torch.uint8) if table.dtype == torch.bool else table)
 
 
 def finite(top: Tensor) -> Tensor:

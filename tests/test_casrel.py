@@ -315,7 +315,7 @@ def test_where_values_cannot_be_read():
     torch.testing.assert_close(slopes, cells(kept, targets[:, :3], 2)[1])
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.cuda
 @pytest.mark.parametrize("power", [1, 2, 4])
 def test_loss_on_cuda(power):
     scores = torch.tensor(SCORES)

@@ -1068,7 +1068,7 @@ def test_linear_form_in_a_transform():
     assert torch.allclose(slope, true)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.cuda
 def test_on_cuda():
     hidden, weight, targets, table = linear_problem(9)
     want = linear_emo_loss(hidden, weight, targets, table)

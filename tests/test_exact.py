@@ -687,7 +687,7 @@ def test_training_by_the_loss_raises_the_accuracy():
         assert ((x @ weight).argmax(1) == targets).double().mean() > 0.97
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.cuda
 def test_cuda_equals_cpu():
     for scale in (1.0, 30.0):
         logits, targets = some_rows(scale=scale, shape=(50, 40))

@@ -46,12 +46,14 @@ def raises(kind, message):
 @pytest.fixture
 def wide(monkeypatch):
     """Every part takes the path with shifts, the one of a GPU."""
-    monkeypatch.setattr(_kernels, "_NARROW", -1.0)
+    monkeypatch.setattr(_kernels, "NARROW", -1.0)
+    monkeypatch.setattr(_kernels, "_AT_ONCE_CELLS", 0)
 
 
 @pytest.fixture
 def careful(monkeypatch):
-    """No part takes the rounded exponential."""
+    """No part takes the rounded exponential, and there are parts."""
+    monkeypatch.setattr(_kernels, "_AT_ONCE_CELLS", 0)
     monkeypatch.setattr(_kernels, "_ROUNDED", -1.0)
 
 
@@ -85,7 +87,7 @@ def test_battery_on_every_path(request, path):
     assert not {name: found for name, found in outcomes.items() if found.verdict != "right"}
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.cuda
 def test_battery_on_cuda():
     verdicts = {n: battery.meet(battery.SOFT, c.to("cuda")).verdict for n, c in CASES.items()}
     assert set(verdicts.values()) == {"right"}, verdicts

@@ -131,7 +131,7 @@ def test_value_and_gradient_by_formula(by_formula, name):
     assert_right(*CASES[name], by_library)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.cuda
 def test_value_and_gradient_on_cuda():
     for scores, mask, gamma in CASES.values():
         assert_right(scores.cuda(), None if mask is None else mask.cuda(), gamma, by_library)
@@ -736,3 +736,52 @@ def test_log1mexp_refuses():
 
 def test_log1mexp_where_no_value_can_be_read(by_formula):
     assert log1mexp(torch.tensor([-1.0, 0.5, math.nan])).isnan().tolist() == [False, True, True]
+
+
+# ------------------------------------------------------------------- hooks, transforms, and gamma
+
+
+def test_inclusion_probabilities_under_hooks_on_saved_tensors():
+    scores = random((2, 7), 2.0).double().requires_grad_()
+
+    def loss(values):
+        return inclusion_probabilities(values, 3).square().sum()
+
+    (expected,) = torch.autograd.grad(loss(scores), scores)
+    again = torch.utils.checkpoint.checkpoint(loss, scores, use_reentrant=False)
+    assert torch.equal(torch.autograd.grad(again, scores)[0], expected)
+    with torch.autograd.graph.save_on_cpu():
+        kept = loss(scores)
+    assert torch.equal(torch.autograd.grad(kept, scores)[0], expected)
+
+
+@pytest.mark.parametrize("size", range(1, 10))
+def test_inclusion_probabilities_are_the_gradient(size):
+    scores = random((3, size), 3.0).double().requires_grad_()
+    for k in range(size + 1):
+        (expected,) = torch.autograd.grad(subset_logsumexp(scores, k).sum(), scores)
+        torch.testing.assert_close(inclusion_probabilities(scores.detach(), k), expected)
+
+
+def test_transforms_of_chunks_that_are_functions():
+    weight, hidden = random((9, 6), 1.0).double(), random((2, 6), 1.0).double().requires_grad_()
+
+    def loss(states):
+        parts = [lambda rows=rows: states @ rows.T for rows in weight.split(4)]
+        return streaming_logsumexp(parts).sum()
+
+    (expected,) = torch.autograd.grad(loss(hidden), hidden)
+    torch.testing.assert_close(torch.func.grad(loss)(hidden.detach()), expected)
+    stack = torch.stack([hidden.detach(), -hidden.detach()])
+    torch.testing.assert_close(torch.vmap(loss)(stack)[0], loss(hidden))
+
+
+def test_gamma_may_be_learnt():
+    scores = random((2, 5), 1.0).double().requires_grad_()
+    gamma = torch.tensor(1.5, dtype=torch.float64, requires_grad=True)
+    torch.testing.assert_close(smooth_max(scores, gamma=gamma), smooth_max(scores, gamma=1.5))
+    assert torch.autograd.gradcheck(lambda s, g: smooth_max(s, gamma=g), (scores, gamma))
+    with raises(ValueError, "gamma must be from 1e-30 to 1e30, got -1"):
+        smooth_max(scores, gamma=-gamma.detach() / 1.5)
+    with raises(TypeError, "gamma must be a number or a floating tensor without dimensions, got"):
+        smooth_max(scores, gamma=torch.ones(2))

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from lib import _checks
+from lib import _checks, _rows
 from lib.zlpr import SparseZLPRLoss, ZLPRLoss, _kernels, sparse_zlpr_loss, zlpr_loss
 from tests import battery
 
@@ -28,15 +28,49 @@ def raises(kind, message):
 
 
 @pytest.fixture
-def by_table(monkeypatch):
+def at_once():
+    """Small inputs with narrow scores take the path that is meant for them."""
+
+
+@pytest.fixture
+def in_parts(monkeypatch):
+    """Every loss passes through a buffer, as if its input were large."""
+    monkeypatch.setattr(_kernels, "_AT_ONCE_CELLS", 0)
+    # Large inputs are not narrow where some cells do not count.
+    narrow = _rows.counting_if_narrow
+
+    def all_or_none(rows, mask):
+        found, counts = narrow(rows, mask)
+        return found and counts is None, mask
+
+    monkeypatch.setattr(_kernels, "counting_if_narrow", all_or_none)
+
+
+@pytest.fixture
+def by_table(monkeypatch, in_parts):
     """Every loss takes the path for many positives, the one of dense losses on a GPU."""
     monkeypatch.setattr(_kernels, "_LISTED_SHARE", -1)
 
 
 @pytest.fixture
-def by_lists(monkeypatch):
+def by_lists(monkeypatch, in_parts):
     """Every loss takes the path for few positives."""
     monkeypatch.setattr(_kernels, "_LISTED_SHARE", INF)
+
+
+@pytest.fixture
+def by_shifted_table(monkeypatch, by_table):
+    """No score is narrow."""
+    monkeypatch.setattr(_kernels, "counting_if_narrow", lambda rows, mask: (False, mask))
+
+
+@pytest.fixture
+def by_shifted_lists(monkeypatch, by_lists):
+    """No score is narrow."""
+    monkeypatch.setattr(_kernels, "counting_if_narrow", lambda rows, mask: (False, mask))
+
+
+PATHS = ["by_table", "by_lists", "by_shifted_table", "by_shifted_lists"]
 
 
 @pytest.fixture
@@ -55,10 +89,10 @@ def test_battery(loss, name):
     assert outcome.verdict == "right", outcome
 
 
-@pytest.mark.parametrize("path", ["by_table", "by_lists"])
+@pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize("loss", [battery.DENSE, battery.SPARSE], ids=lambda loss: loss.name)
 @pytest.mark.parametrize("name", CASES)
-def test_battery_on_either_path(request, path, loss, name):
+def test_battery_on_every_path(request, path, loss, name):
     request.getfixturevalue(path)
     outcome = battery.meet(loss, CASES[name])
     assert outcome.verdict == "right", outcome
@@ -73,7 +107,7 @@ def test_battery_by_formula(by_formula, loss, name):
     assert outcome.verdict == "right", outcome
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.cuda
 @pytest.mark.parametrize("loss", battery.OURS, ids=lambda loss: loss.name)
 def test_battery_on_cuda(loss):
     verdicts = {name: battery.meet(loss, case.to("cuda")).verdict for name, case in CASES.items()}
@@ -194,7 +228,7 @@ def bad_cells():
 
 @pytest.mark.parametrize(("logits", "targets", "mask", "rule", "values"), list(bad_cells()))
 @pytest.mark.parametrize("form", ["bool", "float", "sparse"])
-@pytest.mark.parametrize("path", ["by_table", "by_lists"])
+@pytest.mark.parametrize("path", ["at_once", "by_table", "by_lists"])
 def test_bad_cells_are_named(request, path, form, logits, targets, mask, rule, values):
     request.getfixturevalue(path)
     if form != "sparse" and rule.endswith("on a cell that counts"):
@@ -384,7 +418,7 @@ def scores(seed=0):
     return torch.randn(3, 20, generator=generator, dtype=torch.float64).requires_grad_()
 
 
-@pytest.mark.parametrize("path", ["by_table", "by_lists"])
+@pytest.mark.parametrize("path", ["at_once", *PATHS])
 @pytest.mark.parametrize("loss", LOSSES.values(), ids=LOSSES)
 def test_first_and_second_derivatives_against_differences(request, path, loss):
     request.getfixturevalue(path)

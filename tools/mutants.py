@@ -123,7 +123,7 @@ MUTANTS = (
     _zlpr("column = positives.sort(-1).values", "column = positives"),
     _zlpr("return top.masked_fill(top == -inf, 0)", "return top", file="lib/_rows.py"),
     _zlpr("cells.sub_(finite(top)).mul_(LOG2_E)", "cells.mul_(LOG2_E).sub_(finite(top))"),
-    _zlpr("cells.copy_(positive).sub_(0.5)", "cells.copy_(positive).sub_(0.0)"),
+    _zlpr("cells.sub_(0.5).mul_(-inf)", "cells.sub_(0.0).mul_(-inf)"),
     _zlpr(".mul_(factors[0, part]).sub_(pull)", ".mul_(factors[0, part]).add_(pull)"),
     _zlpr(
         "torch.where((positives < 0) | outside, classes, positives)", "positives.clamp(0, classes)"
@@ -137,8 +137,16 @@ MUTANTS = (
         "nothing = cells.new_tensor(-inf)", "nothing = cells.new_tensor(-1e4)", file="lib/_rows.py"
     ),
     _zlpr("~mask.gather(1, column), -inf)", "mask.gather(1, column) & False, -inf)"),
-    _zlpr(" | (counts & (score == inf)).any(-1, keepdim=True)", ""),
-    _zlpr(" | (tops[2] == inf)", ""),
+    _zlpr("infinite = (counts & (score == inf))", "infinite = (counts & (score != score))"),
+    _zlpr("bad = top == inf if", "bad = top != top if"),
+    _zlpr("(positive.bool() & ~mask)", "(positive.bool() & mask)"),
+    # small inputs, and narrow scores in parts
+    _zlpr("upstream = upstream / len(rows)", "pass"),
+    _zlpr("push.mul_(mask)", "pass"),
+    _zlpr("return push.sub_(pull), pull", "return push, pull"),
+    _zlpr("positives + 1, 1.0)", "positives.clamp(min=0) + 1, 1.0)"),
+    _zlpr("not torch.equal(labels * labels, labels)", "False"),
+    _zlpr("torch.where(some, 0, score.exp())", "torch.where(some, 0, score)"),
     _zlpr("bad | (scores == inf).any(-1, keepdim=True)", "bad"),
     _zlpr(".abs_().amax(-1) == 0", ".amax(-1) == 0", file="lib/_checks.py"),
     # finding the positives of a table
@@ -151,7 +159,11 @@ MUTANTS = (
     # soft labels
     _soft("torch.sub(1, plus, out=minus)", "minus.copy_(plus)"),
     _soft("clamp(min=0)\n\n\n# ---", "clamp(min=-inf)\n\n\n# ---"),
-    _soft("_NARROW = 64.0", "_NARROW = 120.0"),
+    _soft("NARROW = 32.0", "NARROW = 120.0", file="lib/_rows.py"),
+    _soft("low = float(rows.masked_fill(~scored, 0).amin())", "low = 0.0", file="lib/_rows.py"),
+    _soft("push.mul_(mask)", "pass"),
+    _soft("((targets > 0) & ~mask).any(-1)", "((targets > 1) & ~mask).any(-1)"),
+    _soft("slopes.masked_fill_(~mask, 0)", "pass"),
     _soft("plus, minus.mul_(counts), counts", "plus, minus, counts"),
     _soft(".clamp(min=torch.finfo(weights.dtype).tiny).log()", ".log().clamp(min=-1e4)"),
     _soft("bad[part] |= (given - counts)", "bad[part] &= (given - counts)"),
@@ -263,7 +275,7 @@ MUTANTS = (
     _softmax("total.masked_fill(top == -inf, 1).log() / gamma", "total.log() / gamma"),
     _softmax("if mask is not None and not ctx.branching and", "if mask is None and"),
     _softmax("excess2 + (top2 - shift)", "excess2"),
-    _softmax("if callable(chunk) and torch.is_grad_enabled():", "if False:", _SOFTMAX),
+    _softmax("torch.is_grad_enabled() and not", "False and not", _SOFTMAX),
     _softmax("columns[..., : degree + 1]", "columns[..., :degree]", "lib/softmax/_subsets.py"),
     _softmax("+ k * middle.squeeze(-1)", "", "lib/softmax/_subsets.py"),
     _softmax("one[..., 0] = 0", "one[..., 0] = 1", "lib/softmax/_subsets.py"),

@@ -4,7 +4,7 @@ A row has two sums, of ``t exp(-s)`` and of ``(1 - t) exp(s)``. The targets mult
 their logarithm serves only to choose a shift, which need not be exact. So no digit of a large score
 is lost in a sum ``-s + log t``, and a target of exactly 0 or 1 needs no care.
 
-* **Narrow** scores, all within ±64, need no shift at all. One exponential ``e`` of the scores
+* **Narrow** scores, all within ±32, need no shift at all. One exponential ``e`` of the scores
   serves both sums, as ``t / e`` and as ``(1 - t) * e``.
 * **Wide** scores are shifted by the largest weighted term, or by 0 if that is larger, so that the
   null class is among the terms and the shifted sum lies between 1 and the number of classes.
@@ -18,22 +18,40 @@ import torch
 from torch import Tensor
 
 from lib import _checks
-from lib._rows import LOG2_E, Spare, by_autograd, chunks, combine, load, needs_formula
+from lib._rows import (
+    LOG2_E,
+    NARROW,
+    Spare,
+    by_autograd,
+    chunks,
+    combine,
+    counting_if_narrow,
+    load,
+    needs_formula,
+)
 
-__all__ = ["soft_row_losses"]
+__all__ = ["reduced_soft_loss"]
 
-_NARROW = 64.0  # a million terms of exp(64) are still far from the end of float32
+_AT_ONCE_CELLS = 1 << 18  # narrow scores up to here are worth two tables that are kept
 _ROUNDED = 6.0  # up to here the rounded argument of exp2 costs less than the sum does
 
 
-def soft_row_losses(rows: Tensor, targets: Tensor, mask: Tensor | None) -> Tensor:
-    """Loss of each row of ``rows`` ``(R, C)``; NaN for a row with bad values.
+def reduced_soft_loss(
+    rows: Tensor, targets: Tensor, mask: Tensor | None, reduction: str, *, readable: bool
+) -> Tensor:
+    """Loss of each row of ``rows`` ``(R, C)``, reduced; NaN where a row has bad values.
 
-    ``targets`` ``(R, C)`` are floating-point; ``mask`` is ``(R, C)``, True where a cell counts.
+    ``targets`` ``(R, C)`` are floating-point, and 0 under the mask; ``mask`` is ``(R, C)``, True
+    where a cell counts.
     """
-    if not _checks.values_readable(rows, targets, mask):
-        return _formula(rows, targets, mask)
-    return _soft_rows(rows, targets, mask)
+    if not readable:
+        return _checks.reduce(_formula(rows, targets, mask), reduction)
+    if 0 < rows.numel() <= _AT_ONCE_CELLS:
+        narrow, counts = counting_if_narrow(rows, mask)
+        low, high = targets.detach().aminmax()
+        if narrow and float(low) >= 0 and float(high) <= 1:
+            return _at_once(rows, targets, counts, reduction)
+    return _checks.reduce(_soft_rows(rows, targets, mask), reduction)
 
 
 # ------------------------------------------------------------------ the formula, for any transform
@@ -85,6 +103,51 @@ def _shift(terms: Tensor, weights: Tensor) -> Tensor:
 # ---------------------------------------------------------------------------------- fast, by hand
 
 
+class _AtOnce(torch.autograd.Function):
+    """Reduced loss of few cells with narrow scores: no loop, and the exponentials are kept."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, rows: Tensor, targets: Tensor, mask: Tensor | None, reduction: str
+    ) -> Tensor:
+        dtype = _checks.compute_dtype(rows.dtype)
+        scores, (plus, minus) = rows.to(dtype), _weights(targets, dtype)
+        if mask is not None:
+            scores = scores.masked_fill(~mask, 0)
+        powers = scores.exp()
+        pull, push = plus / powers, minus.mul_(powers)
+        if mask is not None:
+            push.mul_(mask)
+        negatives, positives = push.sum(-1), pull.sum(-1)
+        losses = negatives.log1p().add_(positives.log1p())
+        ctx.reduction = reduction
+        ctx.save_for_backward(rows, targets, mask, push, pull, powers, negatives, positives)
+        if mask is not None:
+            losses.masked_fill_(((targets > 0) & ~mask).any(-1), nan)
+        return _checks.reduce(losses, reduction)
+
+    @staticmethod
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
+        rows, targets, mask, push, pull, powers, negatives, positives = ctx.saved_tensors
+        needed = ctx.needs_input_grad[:2]
+        if needs_formula(upstream):
+            again = _slow_gradients(rows, targets, mask, upstream, needed, ctx.reduction)
+            return *again, None, None
+        if ctx.reduction == "mean":
+            upstream = upstream / len(rows)
+        up = (upstream / (1 + negatives)).unsqueeze(1)
+        down = (upstream / (1 + positives)).unsqueeze(1)
+        gradient = slopes = None
+        if needed[0]:
+            gradient = (push * up).addcmul_(pull, down, value=-1).to(rows.dtype)
+        if needed[1]:
+            slopes = (down / powers).addcmul_(powers, up, value=-1)
+            if mask is not None:
+                slopes.masked_fill_(~mask, 0)
+            slopes = _within(slopes, targets.dtype).to(targets.dtype)
+        return gradient, slopes, None, None
+
+
 class _Look(NamedTuple):
     """What decides how a part is computed."""
 
@@ -113,7 +176,7 @@ class _SoftRows(torch.autograd.Function):
                 bad[part] |= (given - counts).amax(-1, keepdim=True) > 0
             look = _Look(gone, _reach(scores, high))
             looks.append(look)
-            if look.reach <= _NARROW:
+            if look.reach <= NARROW:
                 powers = _exponential(scores, look, cells)
                 totals[1, part] = minus.mul_(powers).sum(-1, keepdim=True)
                 totals[0, part] = torch.div(plus, powers, out=powers).sum(-1, keepdim=True)
@@ -143,7 +206,7 @@ class _SoftRows(torch.autograd.Function):
         for (part, cells), look in zip(parts, ctx.looks, strict=True):
             scores, plus, minus, _ = _prepare(cells, spare, rows, targets, mask, part, look.gone)
             pull = spare.like(cells, 3)
-            if look.reach <= _NARROW:
+            if look.reach <= NARROW:
                 powers = _exponential(scores, look, cells)
                 torch.div(plus, powers, out=pull)
                 powers.mul_(minus)
@@ -158,6 +221,7 @@ class _SoftRows(torch.autograd.Function):
 
 # Function.apply has no type of its own in PyTorch.
 _soft_rows: Callable[..., Tensor] = _SoftRows.apply
+_at_once: Callable[..., Tensor] = _AtOnce.apply
 
 
 def _may_hold_minus_infinity(scores: Tensor) -> bool:
@@ -250,11 +314,16 @@ def _slow_gradients(
     mask: Tensor | None,
     upstream: Tensor,
     needed: tuple[bool, ...],
+    reduction: str = "none",
 ) -> list[Tensor | None]:
     """Gradients by plain operations; differentiable again where gradients are recorded."""
     with torch.enable_grad():
         wide = targets.to(torch.promote_types(targets.dtype, torch.float32))
-    found = by_autograd(lambda: _formula(rows, wide, mask), [rows, wide], needed, upstream)
+
+    def formula() -> Tensor:
+        return _checks.reduce(_formula(rows, wide, mask), reduction)
+
+    found = by_autograd(formula, [rows, wide], needed, upstream)
     if found[1] is not None:
         found[1] = _within(found[1], targets.dtype).to(targets.dtype)
     return found

@@ -3,8 +3,8 @@
 from torch import Tensor
 
 from lib import _checks, _refusals
-from lib.soft_zlpr._kernels import soft_row_losses
-from lib.zlpr._kernels import row_losses
+from lib.soft_zlpr._kernels import reduced_soft_loss
+from lib.zlpr import zlpr_loss
 
 __all__ = ["soft_zlpr_loss"]
 
@@ -15,6 +15,7 @@ def soft_zlpr_loss(
     *,
     mask: Tensor | None = None,
     reduction: _checks.Reduction = "mean",
+    validate: bool = True,
 ) -> Tensor:
     r"""ZLPR loss of logits against a table of degrees between 0 and 1.
 
@@ -42,6 +43,10 @@ def soft_zlpr_loss(
     reduction
         Over the leading dimensions: ``"none"``, ``"mean"`` (of all positions, also those without
         a counting cell; 0 of no position) or ``"sum"``.
+
+    validate
+        Whether to look at the values. False saves a synchronisation on a GPU; a bad value then
+        makes the loss of its row NaN instead of an error.
 
     Returns
     -------
@@ -90,14 +95,18 @@ def soft_zlpr_loss(
     _checks.check_reduction(reduction)
     if mask is not None:
         targets = targets.masked_fill(~mask, 0)
-    classes = logits.shape[-1]
-    rows, degrees = logits.reshape(-1, classes), targets.reshape(-1, classes)
-    flat_mask = None if mask is None else mask.reshape(-1, classes)
+    readable = _checks.values_readable(logits, targets, mask)
     if targets.dtype.is_floating_point:
-        losses = soft_row_losses(rows, degrees, flat_mask)
+        rows, degrees, flat_mask = logits, targets, mask
+        if logits.dim() != 2:
+            classes = logits.shape[-1]
+            rows, degrees = logits.reshape(-1, classes), targets.reshape(-1, classes)
+            flat_mask = None if mask is None else mask.reshape(-1, classes)
+        result = reduced_soft_loss(rows, degrees, flat_mask, reduction, readable=readable)
+        if reduction == "none" and logits.dim() != 2:
+            result = result.reshape(logits.shape[:-1])
     else:
-        losses = row_losses(rows, degrees, flat_mask, listed=False)
-    losses = losses.reshape(logits.shape[:-1])
-    if _checks.values_readable(logits, targets, mask) and bool(losses.isnan().any()):
+        result = zlpr_loss(logits, targets, mask=mask, reduction=reduction, validate=False)
+    if validate and readable and _checks.has_nan(result):
         _refusals.refuse_cells("targets", logits, targets, mask, soft=True)
-    return _checks.reduce(losses, reduction)
+    return result

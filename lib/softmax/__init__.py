@@ -33,7 +33,7 @@ from lib.softmax._arguments import (
     refuse_nan,
 )
 from lib.softmax._pairs import merged, pair_of
-from lib.softmax._subsets import float64_rows, log_z
+from lib.softmax._subsets import float64_rows, log_z, log_z_and_shares
 
 __all__ = [
     "inclusion_probabilities",
@@ -46,7 +46,7 @@ __all__ = [
 
 
 def smooth_max(
-    scores: Tensor, *, gamma: float = 1.0, mask: Tensor | None = None, dim: int = -1
+    scores: Tensor, *, gamma: float | Tensor = 1.0, mask: Tensor | None = None, dim: int = -1
 ) -> Tensor:
     r"""Smooth maximum along one dimension: log-sum-exp at inverse temperature ``gamma``.
 
@@ -68,7 +68,8 @@ def smooth_max(
         dtype. Finite or :math:`-\infty`; a score of :math:`-\infty` does not count and gets
         gradient zero.
     gamma
-        Inverse temperature, a number from 1e-30 to 1e30. Larger is sharper.
+        Inverse temperature, from 1e-30 to 1e30: a number, or a floating tensor without dimensions,
+        which gets a gradient. Larger is sharper.
     mask
         Bool, broadcastable to ``scores``; True counts. Scores that do not count get gradient
         exactly zero and may hold anything.
@@ -191,7 +192,7 @@ def streaming_logsumexp(
     excess: Tensor | None = None
     for number, chunk in enumerate(chunks):
         name = f"chunks[{number}]"
-        if callable(chunk) and torch.is_grad_enabled():
+        if callable(chunk) and torch.is_grad_enabled() and not _checks.in_transform():
             found = checkpoint(_pair_of_chunk, name, chunk, dim, use_reentrant=False)
         else:
             found = _pair_of_chunk(name, chunk, dim)
@@ -299,9 +300,8 @@ def inclusion_probabilities(
 
     Notes
     -----
-    Computed in float64, as the gradient of :func:`subset_logsumexp`; can be differentiated, as
-    often as one likes. Where no Python error can depend on a value, a row in which fewer than ``k``
-    scores count is NaN.
+    Computed in float64; can be differentiated, as often as one likes. Where no Python error can
+    depend on a value, a row in which fewer than ``k`` scores count is NaN.
 
     Source: ours; the distribution is Su 2020 (kexue 7359).
 
@@ -316,13 +316,7 @@ def inclusion_probabilities(
     mask = _checks.check_mask(mask, scores, "scores")
     k = checked_subset_size(k, size)
     rows = float64_rows(scores, mask, dim)
-
-    def total(values: Tensor) -> tuple[Tensor, Tensor]:
-        logs = log_z(values, k)
-        return logs.sum(), logs  # no row depends on another
-
-    # torch.func.grad and not autograd.grad: it may itself be differentiated, mapped and traced.
-    shares, logs = torch.func.grad(total, has_aux=True)(rows)
+    logs, shares = log_z_and_shares(rows, k)
     few = logs == -inf
     shares = shares.masked_fill((few | logs.isnan()).unsqueeze(-1), nan)
     if _checks.values_readable(scores, mask) and bool(shares.isnan().any()):

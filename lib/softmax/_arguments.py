@@ -33,13 +33,24 @@ def check_scores(name: str, scores: object, dim: object) -> tuple[int, int]:
     return dim, scores.shape[dim]
 
 
-def checked_gamma(gamma: float) -> float:
+def checked_gamma(gamma: float | Tensor) -> float | Tensor:
     """Raise unless ``gamma`` is a number that leaves single precision some room; return it."""
-    if isinstance(gamma, bool) or not isinstance(gamma, int | float):
+    if isinstance(gamma, Tensor):
+        if gamma.dim() or not gamma.dtype.is_floating_point:
+            raise TypeError(
+                "gamma must be a number or a floating tensor without dimensions, "
+                f"got {gamma.dtype} of shape {tuple(gamma.shape)}"
+            )
+        if not _checks.values_readable(gamma):
+            return gamma
+        value = gamma.item()
+    elif isinstance(gamma, bool) or not isinstance(gamma, int | float):
         raise TypeError(f"gamma must be a number, got {type(gamma).__name__}")
-    if not 1 / _LARGEST_GAMMA <= gamma <= _LARGEST_GAMMA:
-        raise ValueError(f"gamma must be from 1e-30 to 1e30, got {gamma:g}")
-    return float(gamma)
+    else:
+        value = gamma = float(gamma)
+    if not 1 / _LARGEST_GAMMA <= value <= _LARGEST_GAMMA:
+        raise ValueError(f"gamma must be from 1e-30 to 1e30, got {value:g}")
+    return gamma
 
 
 def checked_subset_size(k: object, size: int) -> int:

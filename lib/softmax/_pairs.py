@@ -15,7 +15,7 @@ __all__ = ["merged", "pair_of"]
 
 
 def pair_of(
-    name: str, scores: Tensor, mask: Tensor | None, gamma: float, dim: int
+    name: str, scores: Tensor, mask: Tensor | None, gamma: float | Tensor, dim: int
 ) -> tuple[Tensor, Tensor]:
     """Largest score along ``dim`` and what the log-sum-exp has above it; they are to be added.
 
@@ -25,15 +25,17 @@ def pair_of(
     moved = scores.movedim(dim, -1)
     rows = moved.reshape(-1, moved.shape[-1])
     flat_mask = None if mask is None else mask.movedim(dim, -1).reshape(rows.shape)
-    if _checks.values_readable(scores, mask):
+    readable = _checks.values_readable(scores, mask)
+    if readable and not isinstance(gamma, Tensor):
         top, excess = _by_rows(rows, flat_mask, gamma)
-        refuse_nan(excess, name, scores, mask)
-    else:
+    else:  # a gamma that is a tensor may want a gradient
         top, excess = _formula(rows, flat_mask, gamma)
+    if readable:
+        refuse_nan(excess, name, scores, mask)
     return top.reshape(moved.shape[:-1]), excess.reshape(moved.shape[:-1])
 
 
-def _formula(rows: Tensor, mask: Tensor | None, gamma: float) -> tuple[Tensor, Tensor]:
+def _formula(rows: Tensor, mask: Tensor | None, gamma: float | Tensor) -> tuple[Tensor, Tensor]:
     """Return the pair by plain operations: traceable, and differentiable as often as one likes."""
     cells = rows.to(_checks.compute_dtype(rows.dtype))
     if mask is not None:

@@ -19,7 +19,7 @@ which is almost everywhere once a model is trained.
 from torch import Tensor, nn
 
 from lib import _checks, _refusals
-from lib.zlpr._kernels import row_losses
+from lib.zlpr._kernels import reduced_loss
 
 __all__ = ["SparseZLPRLoss", "ZLPRLoss", "sparse_zlpr_loss", "zlpr_loss"]
 
@@ -30,6 +30,7 @@ def zlpr_loss(
     *,
     mask: Tensor | None = None,
     reduction: _checks.Reduction = "mean",
+    validate: bool = True,
 ) -> Tensor:
     r"""ZLPR loss of logits against a table of zeros and ones.
 
@@ -56,6 +57,10 @@ def zlpr_loss(
     reduction
         Over the leading dimensions: ``"none"``, ``"mean"`` (of all positions, also those without
         a counting cell; 0 of no position) or ``"sum"``.
+
+    validate
+        Whether to look at the values. False saves a synchronisation on a GPU; a bad value then
+        makes the loss of its row NaN instead of an error.
 
     Returns
     -------
@@ -99,7 +104,7 @@ def zlpr_loss(
     _checks.check_reduction(reduction)
     if mask is not None:
         targets = targets.masked_fill(~mask, 0)
-    return _checks.reduce(_losses("targets", logits, targets, mask), reduction)
+    return _loss("targets", logits, targets, mask, reduction, validate)
 
 
 def sparse_zlpr_loss(
@@ -108,6 +113,7 @@ def sparse_zlpr_loss(
     *,
     mask: Tensor | None = None,
     reduction: _checks.Reduction = "mean",
+    validate: bool = True,
 ) -> Tensor:
     r"""ZLPR loss of logits against lists of positive classes.
 
@@ -131,7 +137,7 @@ def sparse_zlpr_loss(
     positives
         Positive classes, shape ``(..., K)`` with ``K >= 0``, int64 in ``[0, C)``, filled up with
         -1. In any order; a class listed twice counts once.
-    mask, reduction
+    mask, reduction, validate
         As in :func:`zlpr_loss`.
 
     Returns
@@ -164,7 +170,7 @@ def sparse_zlpr_loss(
     _checks.check_indices("positives", positives, logits)
     mask = _checks.check_mask(mask, logits)
     _checks.check_reduction(reduction)
-    return _checks.reduce(_losses("positives", logits, positives, mask), reduction)
+    return _loss("positives", logits, positives, mask, reduction, validate)
 
 
 class ZLPRLoss(nn.Module):
@@ -174,7 +180,7 @@ class ZLPRLoss(nn.Module):
 
     Parameters
     ----------
-    reduction
+    reduction, validate
         As in :func:`zlpr_loss`.
 
     Examples
@@ -185,14 +191,16 @@ class ZLPRLoss(nn.Module):
     1.7918
     """
 
-    def __init__(self, *, reduction: _checks.Reduction = "mean") -> None:
+    def __init__(self, *, reduction: _checks.Reduction = "mean", validate: bool = True) -> None:
         super().__init__()
         _checks.check_reduction(reduction)
-        self.reduction = reduction
+        self.reduction, self.validate = reduction, validate
 
     def forward(self, logits: Tensor, targets: Tensor, mask: Tensor | None = None) -> Tensor:
         """Loss of ``logits`` ``(..., C)`` against ``targets`` ``(..., C)``."""
-        return zlpr_loss(logits, targets, mask=mask, reduction=self.reduction)
+        return zlpr_loss(
+            logits, targets, mask=mask, reduction=self.reduction, validate=self.validate
+        )
 
     def extra_repr(self) -> str:
         """Show the options in ``print(module)``."""
@@ -206,7 +214,7 @@ class SparseZLPRLoss(nn.Module):
 
     Parameters
     ----------
-    reduction
+    reduction, validate
         As in :func:`zlpr_loss`.
 
     Examples
@@ -217,28 +225,42 @@ class SparseZLPRLoss(nn.Module):
     1.7918
     """
 
-    def __init__(self, *, reduction: _checks.Reduction = "mean") -> None:
+    def __init__(self, *, reduction: _checks.Reduction = "mean", validate: bool = True) -> None:
         super().__init__()
         _checks.check_reduction(reduction)
-        self.reduction = reduction
+        self.reduction, self.validate = reduction, validate
 
     def forward(self, logits: Tensor, positives: Tensor, mask: Tensor | None = None) -> Tensor:
         """Loss of ``logits`` ``(..., C)`` against class lists ``positives`` ``(..., K)``."""
-        return sparse_zlpr_loss(logits, positives, mask=mask, reduction=self.reduction)
+        return sparse_zlpr_loss(
+            logits, positives, mask=mask, reduction=self.reduction, validate=self.validate
+        )
 
     def extra_repr(self) -> str:
         """Show the options in ``print(module)``."""
         return f"reduction={self.reduction!r}"
 
 
-def _losses(name: str, logits: Tensor, labels: Tensor, mask: Tensor | None) -> Tensor:
-    """Loss of each position, shape ``(...)``, from checked arguments."""
+def _loss(
+    name: str,
+    logits: Tensor,
+    labels: Tensor,
+    mask: Tensor | None,
+    reduction: _checks.Reduction,
+    validate: bool,
+) -> Tensor:
+    """Reduced loss, from arguments whose shapes and dtypes are checked."""
     listed = name == "positives"
-    classes = logits.shape[-1]
-    rows = logits.reshape(-1, classes)
-    flat_labels = labels.reshape(rows.shape[0], labels.shape[-1])
-    flat_mask = None if mask is None else mask.reshape(-1, classes)
-    losses = row_losses(rows, flat_labels, flat_mask, listed=listed).reshape(logits.shape[:-1])
-    if _checks.values_readable(logits, labels, mask) and bool(losses.isnan().any()):
+    readable = _checks.values_readable(logits, labels, mask)
+    rows, flat_labels, flat_mask = logits, labels, mask
+    if logits.dim() != 2:
+        classes = logits.shape[-1]
+        rows = logits.reshape(-1, classes)
+        flat_labels = labels.reshape(rows.shape[0], labels.shape[-1])
+        flat_mask = None if mask is None else mask.reshape(-1, classes)
+    result = reduced_loss(rows, flat_labels, flat_mask, reduction, listed=listed, readable=readable)
+    if reduction == "none" and logits.dim() != 2:
+        result = result.reshape(logits.shape[:-1])
+    if validate and readable and _checks.has_nan(result):
         _refusals.refuse_cells(name, logits, labels, mask, listed=listed)
-    return losses
+    return result
