@@ -502,3 +502,17 @@ def test_one_graph_for_many_sizes(function):
         s, u = torch.randn(2, size, size + 3, generator=torch.Generator().manual_seed(size))
         torch.testing.assert_close(traced(s, u), function(s, u))
     assert counter.frame_count <= 2  # a batch of 1 has a graph of its own
+
+
+@pytest.mark.parametrize("function", ALL)
+def test_the_short_way_is_the_long_way(function):
+    """Where all cells count none is replaced: same bits, and no refusal of a large difference."""
+    generator = torch.Generator().manual_seed(17)
+    s, u = torch.randn(2, 4, 7, generator=generator).requires_grad_()
+    values = [function(s, u, mask=mask) for mask in (None, torch.tensor(True))]
+    assert torch.equal(*values)
+    slopes = [torch.autograd.grad(value, (s, u)) for value in values]
+    assert all(map(torch.equal, *slopes))
+    far = torch.full((1, 2), 3e38)
+    function(far, -far)  # their difference is infinite, they are not
+    assert function(torch.zeros(2, 0, 3), torch.zeros(2, 0, 3)).item() == 0

@@ -90,17 +90,17 @@ MUTANTS = (
     _divergence("(both.sum(-1) + a * b)", "both.sum(-1)", "_regret"),
     _divergence("4 * share * (inner / 2).sinh().square()", "up + down - 2 * share", "_regret"),
     _divergence(
-        "F.pad(values.masked_fill(~keep, empty), (1, 0))",
-        "values.masked_fill(~keep, empty)",
+        "F.pad(filled(values, gone, empty), (1, 0))",
+        "filled(values, gone, empty)",
         "_regret",
     ),
     _divergence("gap * -(-gap).expm1() * high", "gap * (1 - (-gap).exp()) * high"),
     _divergence("expm1()).sum(-1, keepdim=True).log1p()", "exp()).sum(-1, keepdim=True).log()"),
-    _divergence("scores.to(dtype).masked_fill(~keep, 0)", "scores.to(dtype)", "_arguments"),
+    _divergence("other.to(dtype).masked_fill(gone, 0)", "other.to(dtype)", "_arguments"),
     _divergence(
         "(logits == -inf) & (other == -inf)", "(logits == -inf) | (other == -inf)", "_arguments"
     ),
-    _divergence("regret(u, s, keep)) / 2", "regret(u, s, keep))"),
+    _divergence("regret(u, s, gone)) / 2", "regret(u, s, gone))"),
     _divergence("alpha / 4 *", "alpha / 2 *", "training"),
     _divergence("r = _unit(gradient, r)", "r = _unit(probe.detach(), r)", "training"),
     _divergence("device=place, dtype=torch.float32)", "device=place)", "training"),

@@ -6,13 +6,15 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from lib.divergence._arguments import filled
+
 __all__ = ["LARGE", "regret"]
 
 LARGE = 20.0  # exponents up to here are summed as they are, also squared in float32
 
 
-def regret(s: Tensor, u: Tensor, keep: Tensor) -> Tensor:
-    """Regret of each position; cells outside `keep` hold 0 in both arguments.
+def regret(s: Tensor, u: Tensor, gone: Tensor | None) -> Tensor:
+    """Regret of each position; cells that are gone hold 0 in both arguments.
 
     (1 + a)(1 + b), with a = E expm1(δ) and b = E expm1(-δ), does not depend on where δ is measured
     from. Measured from its mean, a and b are of second order; their *sum* E 4 sinh²(δ/2) has no
@@ -27,7 +29,7 @@ def regret(s: Tensor, u: Tensor, keep: Tensor) -> Tensor:
     change = u - s
     # The null class is one more cell, with weight 1 and change 0.
     plus, minus, weight, change = (
-        F.pad(values.masked_fill(~keep, empty), (1, 0))
+        F.pad(filled(values, gone, empty), (1, 0))
         for values, empty in ((plus, -inf), (minus, -inf), (weight, -inf), (change, 0.0))
     )
     scale = weight[..., 1:].exp().sum(-1, keepdim=True).log1p()

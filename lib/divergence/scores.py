@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from lib import _checks
-from lib.divergence._arguments import finish, prepare
+from lib.divergence._arguments import filled, finish, prepare
 from lib.divergence._regret import LARGE, regret
 
 __all__ = ["sigmoid_divergence", "softmax_divergence", "zlpr_divergence", "zlpr_regret"]
@@ -73,16 +73,16 @@ def softmax_divergence(
     >>> print(f"{softmax_divergence(s, -s):.4f} {softmax_divergence(s, s - 5):.4f}")
     2.3008 0.0000
     """
-    s, u, keep, bad = prepare(logits, other, mask, reduction, validate)
+    s, u, gone, bad = prepare(logits, other, mask, reduction, validate)
     # A position without cells: any finite equal scores will do, the divergence is 0.
-    empty = ~keep.any(-1, keepdim=True)
-    log_p = s.masked_fill(~keep & ~empty, -inf).log_softmax(-1)
-    log_q = u.masked_fill(~keep & ~empty, -inf).log_softmax(-1)
-    change = (s - u).masked_fill(~keep, 0)
+    rivals = None if gone is None else gone & ~gone.all(-1, keepdim=True)
+    log_p = filled(s, rivals, -inf).log_softmax(-1)
+    log_q = filled(u, rivals, -inf).log_softmax(-1)
+    change = s - u
     # log E_q exp(change), measured from the mean change: where one score holds all the weight, its
     # own change is then 0 and not the rounding of a difference.
     below = change - (log_q.exp() * change).sum(-1, keepdim=True).detach()
-    below = below.masked_fill(~keep, 0)
+    below = filled(below, gone, 0)
     tame = below.detach().amax(-1, keepdim=True) <= LARGE
     by_log1p = (log_q.exp() * below.clamp(max=LARGE).expm1()).sum(-1, keepdim=True).log1p()
     by_logsumexp = (log_q + below).logsumexp(-1, keepdim=True)
@@ -91,7 +91,7 @@ def softmax_divergence(
     size = torch.where(up, ratio, -ratio)
     larger = torch.where(up, log_p, log_q)
     cells = larger.exp() * -(-size).expm1() * size
-    return finish(cells.masked_fill(~keep, 0).sum(-1), bad, reduction)
+    return finish(filled(cells, gone, 0).sum(-1), bad, reduction)
 
 
 def sigmoid_divergence(
@@ -137,12 +137,12 @@ def sigmoid_divergence(
     >>> print(f"{sigmoid_divergence(s, -s):.4f} {sigmoid_divergence(s, s - 5):.4f}")
     1.8485 7.3642
     """
-    s, u, keep, bad = prepare(logits, other, mask, reduction, validate)
+    s, u, gone, bad = prepare(logits, other, mask, reduction, validate)
     first = s >= u
     high, low = torch.where(first, s, u), torch.where(first, u, s)
     gap = high - low
     cells = gap * -(-gap).expm1() * high.sigmoid() * (-low).sigmoid()
-    return finish(cells.masked_fill(~keep, 0).sum(-1), bad, reduction)
+    return finish(filled(cells, gone, 0).sum(-1), bad, reduction)
 
 
 def zlpr_regret(
@@ -196,8 +196,8 @@ def zlpr_regret(
     >>> print(f"{zlpr_regret(s, s + 1):.4f} {zlpr_regret(s + 1, s):.4f}")
     0.2401 0.2392
     """
-    s, u, keep, bad = prepare(logits, target, mask, reduction, validate, name="target")
-    return finish(regret(s, u, keep), bad, reduction)
+    s, u, gone, bad = prepare(logits, target, mask, reduction, validate, name="target")
+    return finish(regret(s, u, gone), bad, reduction)
 
 
 def zlpr_divergence(
@@ -244,5 +244,5 @@ def zlpr_divergence(
     >>> print(f"{zlpr_divergence(s, -s):.4f} {zlpr_divergence(s, s - 5):.4f}")
     1.2123 2.5974
     """
-    s, u, keep, bad = prepare(logits, other, mask, reduction, validate)
-    return finish((regret(s, u, keep) + regret(u, s, keep)) / 2, bad, reduction)
+    s, u, gone, bad = prepare(logits, other, mask, reduction, validate)
+    return finish((regret(s, u, gone) + regret(u, s, gone)) / 2, bad, reduction)
