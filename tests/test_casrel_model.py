@@ -539,6 +539,42 @@ class TestExtraction:
         assert [s for _, s in found] == pytest.approx([s for _, s in wanted], rel=1e-12)
         assert min(s for _, s in found) > 0
 
+    @pytest.mark.parametrize("threshold", [-1.0, 0.7])
+    def test_a_threshold_is_a_shift_of_all_scores(self, threshold):
+        """Biases lowered by it give the same triples, and margins that are smaller by it."""
+        tagger = scrambled(small(subject_thresholds=(0.6, 0.3)), 0.5)
+        items, _ = tagger.prepare(EIGHT)
+        found = tagger.extract_scored(items, threshold=threshold)
+        at_zero = tagger.extract_scored(items)
+        with torch.no_grad():
+            tagger.subjects.bias -= threshold
+            tagger.objects.bias -= threshold
+        shifted = tagger.extract_scored(items)
+        assert [[t for t, _ in of] for of in found] == [[t for t, _ in of] for of in shifted]
+        assert [s for of in found for _, s in of] == pytest.approx(
+            [s + threshold for of in shifted for _, s in of]
+        )
+        assert found != at_zero
+        assert all(s > threshold for of in found for _, s in of)
+        assert sum(map(len, found)) > 0
+
+    def test_a_threshold_must_be_finite(self, made):
+        for threshold in (math.inf, -math.inf, math.nan):
+            with pytest.raises(ValueError, match="threshold must be a finite number, got"):
+                made.extract_scored([], threshold=threshold)
+
+    def test_strings_go_in_and_words_come_out(self, tmp_path):
+        tagger = scrambled(small())
+        texts = [e.text for e in EIGHT]
+        items, _ = tagger.prepare(EIGHT)
+        found = tagger.predict(texts, batch_size=2)
+        assert [{t.triple() for t in of} for of in found] == [
+            set(of) for of in tagger.extract(items)
+        ]
+        assert sum(map(len, found)) > 0
+        tagger.save(tmp_path / "best")
+        assert CasRel.load(tmp_path).predict(texts, batch_size=2) == found
+
     def test_gold_tags_come_back_as_the_same_triples(self, made, monkeypatch):
         for e in EIGHT:
             (item,), _ = made.prepare([e])

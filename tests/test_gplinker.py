@@ -468,12 +468,12 @@ def filled_loss(linker, batch):
 
 
 @torch.no_grad()
-def filled_extraction(linker, item):
+def filled_extraction(linker, item, threshold=0.0):
     """Triples and confidences of one text, read from filled tables."""
     batch = linker.collate([item])
     scores = linker.scores(**{k: v for k, v in batch.items() if k not in Tables._fields})
     tables = [table[0] for table in scores]
-    found = decode_tables(*tables, max_spans=model.MAX_SPANS)
+    found = decode_tables(*tables, max_spans=model.MAX_SPANS, threshold=threshold)
     return found, triple_scores(found, *tables).tolist()
 
 
@@ -658,6 +658,35 @@ class TestModel:
             loss.backward()
             optimiser.step()
         assert seen > 100
+
+    @pytest.mark.parametrize("pointer", ["efficient", "standard"])
+    @pytest.mark.parametrize("threshold", [-1.0, 0.25])
+    def test_a_threshold_reads_what_filled_tables_hold_above_it(self, pointer, threshold):
+        linker = small(hidden_size=48, head_size=16, pointer=pointer, bias_start=0.3).double()
+        items, _ = linker.prepare(EIGHT)
+        numbers = []
+        for item, found in zip(
+            items, linker.extract_scored(items, threshold=threshold), strict=True
+        ):
+            triples, confidence = filled_extraction(linker.eval(), item, threshold)
+            assert [t for t, _ in found] == [linker.triple_of(item, t) for t in triples]
+            assert [s for _, s in found] == pytest.approx(confidence, rel=1e-9)
+            assert all(s > threshold for _, s in found)
+            (at_zero,) = linker.extract_scored([item])
+            fewer, more = (at_zero, found) if threshold < 0 else (found, at_zero)
+            assert {t for t, _ in fewer} < {t for t, _ in more}
+            numbers.append(len(found))
+        assert sum(numbers) > 0
+
+    def test_a_threshold_must_be_finite(self, made):
+        items, _ = made.prepare(EIGHT[:1])
+        for threshold in (math.inf, -math.inf, math.nan):
+            with pytest.raises(ValueError, match="threshold must be a finite number, got"):
+                made.extract_scored(items, threshold=threshold)
+            with pytest.raises(ValueError, match="threshold must be a finite number, got"):
+                decode_tables(*(torch.zeros(n, 2, 2) for n in (2, 1, 1)), threshold=threshold)
+            with pytest.raises(ValueError, match="threshold must be a finite number, got"):
+                made.predict(["Ada"], threshold=threshold)
 
     def test_neither_loss_nor_extraction_fills_a_table(self, monkeypatch):
         """With so many relations a filled table of links would be by far the largest tensor."""
@@ -918,6 +947,46 @@ class TestModel:
             torch.nn.utils.clip_grad_norm_(linker.parameters(), 1.0)
             optimiser.step()
         assert [set(t) for t in linker.extract(items)] == [set(e.triples) for e in EIGHT]
+
+
+class TestPredict:
+    def test_strings_go_in_and_words_come_out(self, made):
+        """The same triples, in order, as of prepared items, whatever the batches."""
+        with torch.no_grad():
+            for pointer in (made.entities, made.heads, made.tails):
+                pointer.head_scores.bias.fill_(1.0)
+        texts = [e.text for e in EIGHT] + ["", "Ada wrote Tides. " * 5]
+        items, _ = made.prepare([Example(text, text) for text in texts])
+        expected = made.extract_scored(items)
+        for found in (
+            made.predict(texts, batch_size=3, device="cpu"),
+            made.train().predict(tuple(texts)),
+        ):
+            assert [len(of_text) for of_text in found] == [len(of_text) for of_text in expected]
+            for text, of_text, wanted in zip(texts, found, expected, strict=True):
+                for triple, (same, score) in zip(of_text, wanted, strict=True):
+                    assert triple.triple() == same
+                    assert triple.subject.text == text[triple.subject.start : triple.subject.end]
+                    assert triple.object.text == text[triple.object.start : triple.object.end]
+                    assert triple.confidence == pytest.approx(1 / (1 + math.exp(-score)), rel=1e-4)
+        assert sum(map(len, expected)) > 20
+        assert not made.training
+        assert made.predict([]) == []
+
+    def test_a_threshold_keeps_the_sure_ones(self, made):
+        with torch.no_grad():
+            for pointer in (made.entities, made.heads, made.tails):
+                pointer.head_scores.bias.fill_(1.0)
+        texts = [e.text for e in EIGHT]
+        every = made.predict(texts)
+        cut = sorted(t.confidence for of_text in every for t in of_text)[-20]
+        sure = made.predict(texts, threshold=math.log(cut / (1 - cut)))
+        expected = [tuple(t for t in of_text if t.confidence > cut) for of_text in every]
+        assert abs(sum(map(len, sure)) - sum(map(len, expected))) <= 1  # the one on the edge
+
+    def test_one_string_is_refused(self, made):
+        with pytest.raises(TypeError, match=r"texts must be a sequence of strings, got a string"):
+            made.predict("Ada wrote Tides")
 
 
 class TestCreate:
@@ -1300,6 +1369,14 @@ class TestFolder:
         shutil.rmtree(path) if path.is_dir() else path.unlink()
         with pytest.raises(FileNotFoundError, match=f"model: .* has no {missing}"):
             GPLinker.load(tmp_path / "model")
+
+    def test_a_run_s_folder_is_its_best_model(self, tmp_path):
+        linker = small(bias_start=1.0)
+        linker.save(tmp_path / "best")
+        (tmp_path / "record.json").touch()
+        for folder in (tmp_path, str(tmp_path), tmp_path / "best"):
+            loaded = GPLinker.load(folder)
+            assert torch.equal(loaded.entities.projection.weight, linker.entities.projection.weight)
 
     def test_no_folder(self, tmp_path):
         with pytest.raises(FileNotFoundError, match="nowhere: expected a saved model"):

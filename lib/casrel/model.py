@@ -8,6 +8,7 @@ from typing import Any, ClassVar, Self, get_args
 import torch
 from torch import Tensor, nn
 
+from lib._checks import check_threshold
 from lib.casrel.decoding import TaggedSpans, keep_best, tagged_spans
 from lib.casrel.sampling import Sampling, choose_subjects, object_tags, subject_tags
 from lib.casrel.tagging import ConditionalLayerNorm, half_pointer_loss, power_threshold
@@ -243,7 +244,9 @@ class CasRel(ExtractionModel):
         return total / len(cells)
 
     @torch.no_grad()
-    def extract_scored(self, items: Sequence[Item]) -> list[tuple[tuple[Triple, float], ...]]:
+    def extract_scored(
+        self, items: Sequence[Item], *, threshold: float = 0.0
+    ) -> list[tuple[tuple[Triple, float], ...]]:
         """Find the triples of texts, each with its confidence.
 
         The model works in evaluation mode, on its own device, through the items by length in
@@ -254,6 +257,9 @@ class CasRel(ExtractionModel):
         ----------
         items : sequence of Item
             As of :meth:`prepare`; their triples are not looked at.
+        threshold : float
+            What all four amounts of a triple must exceed; finite. Ends are paired with starts among
+            the tags that do, so a lower threshold may also shorten a span.
 
         Returns
         -------
@@ -263,6 +269,7 @@ class CasRel(ExtractionModel):
             triple's starts and ends exceed their thresholds. At most 128 subjects are considered
             per text and 128 objects per subject, those with the largest such amounts.
         """
+        check_threshold("threshold", threshold)
         found: list[list[tuple[TokenTriple, float]]] = [[] for _ in items]
         with self.evaluating() as device:
             for indices in self._batches(items):
@@ -270,12 +277,13 @@ class CasRel(ExtractionModel):
                 batch = {name: value.to(device) for name, value in batch.items()}
                 cells = batch.pop("cells")
                 hidden = self.encoder(**batch)
-                subjects = self.find_subjects(hidden, cells)
-                for row, tokens, margin in self.find_triples(hidden, cells, subjects):
+                subjects = self.find_subjects(hidden, cells, threshold)
+                triples = self.find_triples(hidden, cells, subjects, threshold)
+                for row, tokens, margin in triples:
                     found[indices[row]].append((tokens, margin))
         return [self.in_characters(*pair) for pair in zip(items, found, strict=True)]
 
-    def find_subjects(self, hidden: Tensor, cells: Tensor) -> TaggedSpans:
+    def find_subjects(self, hidden: Tensor, cells: Tensor, threshold: float = 0.0) -> TaggedSpans:
         """Read the subjects of texts off their tags.
 
         Parameters
@@ -284,6 +292,8 @@ class CasRel(ExtractionModel):
             States ``(B, L, D)``.
         cells : Tensor
             ``(B, L)`` bool, True on tokens with characters.
+        threshold : float
+            What the margins of both tags must exceed.
 
         Returns
         -------
@@ -296,10 +306,10 @@ class CasRel(ExtractionModel):
             cells,
             [power_threshold(power, cut) for cut in self.options.subject_thresholds],
         )
-        return keep_best(tagged_spans(margins), MAX_SPANS)
+        return keep_best(_tagged_above(margins, threshold), MAX_SPANS)
 
     def find_triples(
-        self, hidden: Tensor, cells: Tensor, subjects: TaggedSpans
+        self, hidden: Tensor, cells: Tensor, subjects: TaggedSpans, threshold: float = 0.0
     ) -> list[tuple[int, TokenTriple, float]]:
         """Read the objects of subjects off their tags.
 
@@ -311,6 +321,8 @@ class CasRel(ExtractionModel):
             ``(B, L)`` bool, True on tokens with characters.
         subjects : TaggedSpans
             As of :meth:`find_subjects`.
+        threshold : float
+            What the margins of both tags of an object must exceed.
 
         Returns
         -------
@@ -325,7 +337,7 @@ class CasRel(ExtractionModel):
             spans = subjects.spans[first : first + at_once]
             scores = self.object_scores(hidden, spans)
             margins = self._margins(scores, cells[spans[:, 0]], [cut, cut])
-            objects = keep_best(tagged_spans(margins.transpose(1, 2)), MAX_SPANS)
+            objects = keep_best(_tagged_above(margins.transpose(1, 2), threshold), MAX_SPANS)
             of = objects.spans[:, 0]
             rows = torch.cat((spans[of], objects.spans[:, 1:]), dim=1)
             least = torch.minimum(subjects.margins[first + of], objects.margins)
@@ -349,3 +361,11 @@ class CasRel(ExtractionModel):
         return batches_by_length(
             [len(item) for item in items], lambda length: length * (size + length), NUMBERS_AT_ONCE
         )
+
+
+def _tagged_above(margins: Tensor, threshold: float) -> TaggedSpans:
+    """Read the spans off tags whose margins exceed a threshold."""
+    if not threshold:
+        return tagged_spans(margins)
+    found = tagged_spans(margins - threshold)
+    return TaggedSpans(found.spans, found.margins + threshold)

@@ -23,11 +23,11 @@ from typing import Any, TextIO
 import torch
 from torch import distributed
 
+from lib._checks import check_threshold
 from lib._extras import needs
 from lib.extraction.alignment import Losses
 from lib.extraction.corpora import MalformedLinesError, load_corpus, trained_relations
 from lib.extraction.encoders import DEFAULT_MAX_LENGTH
-from lib.extraction.folders import standing_folder
 from lib.extraction.inputs import Lines, in_chunks, read_inputs
 from lib.extraction.places import OCCURRENCES, Occurrence
 from lib.extraction.records import portable, write_atomically
@@ -260,8 +260,15 @@ def extractor_commands(
                 )
 
     def run_evaluate(
-        model: Path, data: str, occurrence: Occurrence, split: str, batch_size: int, quiet: bool
+        model: Path,
+        data: str,
+        occurrence: Occurrence,
+        split: str,
+        threshold: float,
+        batch_size: int,
+        quiet: bool,
     ) -> None:
+        check_threshold("threshold", threshold)
         loaded = _load_model(model_class, model)
         corpus = _load_corpus(data, occurrence, split)
         scores = evaluate(
@@ -269,12 +276,23 @@ def extractor_commands(
             corpus.split(split),
             match=corpus.match,
             batch_size=batch_size,
+            threshold=threshold,
             progress=not quiet,
         )
         if make_accelerator().is_main_process:
             click.echo(scores.table())
 
-    def run_predict(model: Path, input: str, output: str, batch_size: int, quiet: bool) -> None:
+    def run_predict(
+        model: Path,
+        input: str,
+        output: str,
+        threshold: float,
+        min_confidence: float,
+        relation: tuple[str, ...],
+        batch_size: int,
+        quiet: bool,
+    ) -> None:
+        check_threshold("threshold", threshold)
         accelerator = make_accelerator()
         if input == "-" and accelerator.num_processes > 1:
             raise ValueError("several processes cannot share standard input: give --input FILE")
@@ -289,20 +307,27 @@ def extractor_commands(
             chunks = in_chunks(read_inputs(incoming, name, on_error=failures.add), incoming, _CHUNK)
             chunk = next(chunks, [])  # what is no text is refused before the model loads
             loaded = _load_model(model_class, model)
+            wanted = _known_relations(relation, loaded.relations)
             while chunk:
                 failed: dict[int, Exception] = {}
                 found = predict(
                     loaded,
                     [example for example, _ in chunk],
                     batch_size=batch_size,
+                    threshold=threshold,
                     progress=not quiet,
                     failed=failed,
                     cut=cut,
                 )
                 for index, (given, scored) in enumerate(zip(chunk, found, strict=True)):
+                    kept = [
+                        (triple, confidence)
+                        for triple, confidence in scored
+                        if triple.relation in wanted and confidence >= min_confidence
+                    ]
                     if index not in failed:
                         try:
-                            line = _prediction_line(*given, scored)
+                            line = _prediction_line(*given, kept)
                         except RecursionError as error:  # other keys of the line, nested deeply
                             failed[index] = error
                     if index in failed:
@@ -363,6 +388,13 @@ def extractor_commands(
         show_default=True,
         help="Sentences at a time.",
     )
+    threshold_option = click.Option(
+        ["--threshold"],
+        type=float,
+        default=0.0,
+        show_default=True,
+        help="What all scores of a triple must exceed: above 0 it finds fewer and surer ones.",
+    )
     quiet_option = click.Option(["--quiet"], is_flag=True, help="No progress on standard error.")
     group = _Group(help="Extract triples from text: train, evaluate and use a model.")
     group.add_command(
@@ -401,6 +433,7 @@ def extractor_commands(
                     show_default=True,
                     help="Which split of a corpus; a file is one.",
                 ),
+                threshold_option,
                 batch_option,
                 quiet_option,
             ],
@@ -426,6 +459,19 @@ def extractor_commands(
                     default="-",
                     show_default="standard output",
                     help="File to write, or -.",
+                ),
+                threshold_option,
+                click.Option(
+                    ["--min-confidence"],
+                    type=click.FloatRange(0, 1),
+                    default=0.0,
+                    show_default=True,
+                    help="Least confidence of the triples that are written.",
+                ),
+                click.Option(
+                    ["--relation"],
+                    multiple=True,
+                    help="Write triples of this relation alone. May be given several times.",
                 ),
                 batch_option,
                 quiet_option,
@@ -477,8 +523,16 @@ def _load_corpus(data: str, occurrence: Occurrence, split: str | None = None) ->
 def _load_model(model_class: type[Extractor], folder: Path) -> Extractor:
     if not folder.exists():
         raise ValueError(f"there is no folder {folder}")
-    best = folder / "best"
-    return model_class.load(best if standing_folder(best).is_dir() else folder)
+    return model_class.load(folder)
+
+
+def _known_relations(wanted: Sequence[str], known: Sequence[str]) -> frozenset[str]:
+    """Return the relations that are wanted, all of them if none is named."""
+    if unknown := [name for name in wanted if name not in known]:
+        raise ValueError(
+            f"--relation must be one of {', '.join(map(repr, known))}, got {unknown[0]!r}"
+        )
+    return frozenset(wanted or known)
 
 
 def _prediction_line(example: Example, record: dict[str, Any], scored: Sequence[Any]) -> str:

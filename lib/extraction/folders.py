@@ -7,7 +7,7 @@ from shutil import rmtree
 
 from lib.extraction.locks import hold
 
-__all__ = ["replace_folder", "standing_folder"]
+__all__ = ["model_folder", "replace_folder", "standing_folder"]
 
 
 def replace_folder(folder: Path, write: Callable[[Path], object]) -> None:
@@ -60,6 +60,12 @@ def standing_folder(folder: Path) -> Path:
     """
     replaced, _, former = _places(folder)
     return former if former.exists() and not replaced.exists() else folder
+
+
+def model_folder(folder: Path) -> Path:
+    """Return where the model of a folder stands: of a training run, the best one."""
+    best = standing_folder(folder / "best")
+    return best if best.is_dir() else standing_folder(folder)
 
 
 def _places(folder: Path) -> tuple[Path, Path, Path]:

@@ -20,9 +20,11 @@ from lib import __version__
 from lib._extras import needs
 from lib.extraction.alignment import TRUNCATED, Losses, TokenTriple, align, describe_loss, span_of
 from lib.extraction.encoders import Encoder, HuggingFaceEncoder, SmallEncoder, SmallOptions
-from lib.extraction.folders import replace_folder, standing_folder
+from lib.extraction.folders import model_folder, replace_folder
+from lib.extraction.found import FoundTriple
 from lib.extraction.jsontext import parse_json
 from lib.extraction.records import write_atomically
+from lib.extraction.training import predict
 from lib.extraction.triples import Example, Triple
 
 with needs("extraction"):
@@ -241,8 +243,10 @@ class ExtractionModel(nn.Module, ABC):
         """Make a batch of :meth:`collate_texts` and labels: what ``forward`` needs."""
 
     @abstractmethod
-    def extract_scored(self, items: Sequence[Item]) -> list[tuple[tuple[Triple, float], ...]]:
-        """Find the triples of texts, each with the least score that had to exceed 0."""
+    def extract_scored(
+        self, items: Sequence[Item], *, threshold: float = 0.0
+    ) -> list[tuple[tuple[Triple, float], ...]]:
+        """Find the triples of texts, each with the least score, above the threshold."""
 
     def extract(self, items: Sequence[Item]) -> list[tuple[Triple, ...]]:
         """Find the triples of texts.
@@ -258,6 +262,50 @@ class ExtractionModel(nn.Module, ABC):
             One per item, in the same order. See :meth:`extract_scored`.
         """
         return [tuple(triple for triple, _ in found) for found in self.extract_scored(items)]
+
+    def predict(
+        self,
+        texts: Sequence[str],
+        *,
+        threshold: float | None = None,
+        batch_size: int = 32,
+        device: str | torch.device | None = None,
+    ) -> list[tuple[FoundTriple, ...]]:
+        """Extract triples from texts; the way of the command ``predict``.
+
+        Parameters
+        ----------
+        texts : sequence of str
+            May be empty. Texts that are longer than the model reads are cut, with one warning.
+        threshold : float or None
+            What all scores of a triple must exceed; None: 0, for which the models are trained.
+        batch_size : int
+            Texts at a time.
+        device : str, torch.device or None
+            Where to compute, and where the model is afterwards; None: CUDA where it is, else the
+            CPU.
+
+        Returns
+        -------
+        list of tuple of FoundTriple
+            One tuple per text, in order. The model is left in evaluation mode.
+
+        Raises
+        ------
+        TypeError
+            If `texts` is one string.
+        ValueError
+            If the threshold is not finite.
+        """
+        if isinstance(texts, str):
+            raise TypeError("texts must be a sequence of strings, got a string: give [text]")
+        found = predict(
+            self, texts, threshold=threshold or 0.0, batch_size=batch_size, device=device
+        )
+        return [
+            tuple(FoundTriple.of(text, triple, confidence) for triple, confidence in of_text)
+            for text, of_text in zip(texts, found, strict=True)
+        ]
 
     def in_characters(
         self, item: Item, found: Iterable[tuple[TokenTriple, float]]
@@ -370,13 +418,13 @@ class ExtractionModel(nn.Module, ABC):
         write_atomically(folder / "model.safetensors", lambda file: file.write(weights))
 
     @classmethod
-    def load(cls, folder: Path) -> Self:
+    def load(cls, folder: Path | str) -> Self:
         """Read a model that :meth:`save` wrote; no network, no other files are needed.
 
         Parameters
         ----------
-        folder : Path
-            As given to :meth:`save`.
+        folder : Path or str
+            As given to :meth:`save`, or the folder of a training run, whose best model is read.
 
         Returns
         -------
@@ -391,7 +439,7 @@ class ExtractionModel(nn.Module, ABC):
             If the folder has another format or another model, an option that it has not or of
             another kind, or its files do not belong together.
         """
-        folder = standing_folder(Path(folder))
+        folder = model_folder(Path(folder))
         for name in ("config.json", "model.safetensors", "encoder"):
             if not (folder / name).exists():
                 raise FileNotFoundError(f"{folder}: expected a saved model, but it has no {name}")

@@ -8,6 +8,7 @@ from typing import Any, ClassVar, Literal, Self
 import torch
 from torch import Tensor
 
+from lib._checks import check_threshold
 from lib.divergence import r_drop, zlpr_divergence
 from lib.extraction.alignment import TokenTriple
 from lib.extraction.encoders import Encoder
@@ -235,7 +236,9 @@ class GPLinker(ExtractionModel):
         return r_drop(hidden, again, loss, disagreement, alpha=self.options.r_drop)
 
     @torch.no_grad()
-    def extract_scored(self, items: Sequence[Item]) -> list[tuple[tuple[Triple, float], ...]]:
+    def extract_scored(
+        self, items: Sequence[Item], *, threshold: float = 0.0
+    ) -> list[tuple[tuple[Triple, float], ...]]:
         """Find the triples of texts, each with its confidence.
 
         The model works in evaluation mode, on its own device, through the items by length in
@@ -246,19 +249,23 @@ class GPLinker(ExtractionModel):
         ----------
         items : sequence of Item
             As of :meth:`prepare`; their triples are not looked at.
+        threshold : float
+            What all four scores of a triple must exceed; finite.
 
         Returns
         -------
         list of tuples of (Triple, float)
             One per item, in the same order. The number is the smallest of the triple's four
-            scores, above 0. At most 128 subjects and objects are considered per text, those with
-            the highest scores.
+            scores, above the threshold. At most 128 subjects and objects are considered per text,
+            those with the highest scores.
         """
+        check_threshold("threshold", threshold)
         found: list[tuple[tuple[Triple, float], ...]] = [()] * len(items)
         with self.evaluating() as device:
             for indices in self._batches(items):
                 batch = self.collate_texts([items[i] for i in indices])
-                decoded = self._decode(**{n: value.to(device) for n, value in batch.items()})
+                batch = {name: value.to(device) for name, value in batch.items()}
+                decoded = self._decode(threshold, **batch)
                 for i, triples in zip(indices, decoded, strict=True):
                     found[i] = self.in_characters(items[i], triples)
         return found
@@ -273,10 +280,12 @@ class GPLinker(ExtractionModel):
         size = 1 if self.options.pointer == "efficient" else self.options.head_size
         return 2 * tables * length * size + 3 * length**2
 
-    def _decode(self, *, cells: Tensor, **inputs: Tensor) -> list[list[tuple[TokenTriple, float]]]:
+    def _decode(
+        self, threshold: float, *, cells: Tensor, **inputs: Tensor
+    ) -> list[list[tuple[TokenTriple, float]]]:
         """Find spans, then score the links between them."""
         hidden = self.encoder(**inputs)
-        found = self.entities.spans(hidden, cells)
+        found = self.entities.spans(hidden, cells, threshold=threshold)
         each = torch.bincount(found.cells[:, 0] * 2 + found.cells[:, 1], minlength=2 * len(cells))
         spans = torch.split(found.cells[:, 2:], each.tolist())
         scores = torch.split(found.scores, each.tolist())
@@ -289,7 +298,7 @@ class GPLinker(ExtractionModel):
             for end, pointer in enumerate((self.head_links, self.tail_links))
         )
         return [
-            decode_blocks(*subject, *object_, head, tail)
+            decode_blocks(*subject, *object_, head, tail, threshold=threshold)
             for subject, object_, head, tail in zip(subjects, objects, heads, tails, strict=True)
         ]
 

@@ -3,6 +3,7 @@
 import errno
 import gzip
 import json
+import math
 import os
 import re
 import shlex
@@ -232,6 +233,36 @@ def test_chunks_hold_what_is_there():
     lines = Lines(BytesIO(b"\n".join(b"text %d" % n for n in range(7)) + b"\n\n\n"))
     chunks = in_chunks(read_inputs(lines, "file"), lines, 3)
     assert [[int(e.text[5:]) for e, _ in chunk] for chunk in chunks] == [[0, 1, 2], [3, 4, 5], [6]]
+
+
+def test_predictions_are_chosen_by_threshold_confidence_and_relation(trained, data):
+    texts = "".join(f"{sentence(number).text}\n" for number in range(24))
+
+    def found(*options):
+        result = call("predict", "--model", trained[0], *options, input=texts)
+        assert result.exit_code == 0, result.output
+        lines = [json.loads(line) for line in result.stdout.splitlines()]
+        assert len(lines) == 24
+        return [(line["id"], triple) for line in lines for triple in line["triples"]]
+
+    every = found()
+    confidences = sorted(triple["confidence"] for _, triple in every)
+    cut = (confidences[len(every) // 2] + confidences[len(every) // 2 + 1]) / 2
+    sure = [pair for pair in every if pair[1]["confidence"] > cut]
+    assert 0 < len(sure) < len(every)
+    assert found("--min-confidence", cut) == sure
+    assert found("--threshold", math.log(cut / (1 - cut))) == sure
+    assert len(found("--threshold", -20)) > len(every)
+    for names in (["knows"], ["knows", "head of"]):
+        options = [word for name in names for word in ("--relation", name)]
+        assert found(*options) == [pair for pair in every if pair[1]["relation"] in names]
+    result = call("predict", "--model", trained[0], "--relation", "knits", input=texts)
+    one_line(result, "--relation must be one of 'author of', ", "got 'knits'")
+    for name, *more in (("predict",), ("evaluate", "--data", data)):
+        result = call(name, "--model", trained[0], *more, "--threshold", "nan", input=texts)
+        one_line(result, "threshold must be a finite number, got nan")
+    none = call("evaluate", "--model", trained[0], "--data", data, "--threshold", "99")
+    assert none.stdout.splitlines()[1].split()[-3:-1] == ["0", "0"]
 
 
 def test_predictions_of_many_texts_come_in_order(trained, monkeypatch):
@@ -739,11 +770,11 @@ def test_a_text_that_fails_does_not_cost_the_others(trained, monkeypatch, fails)
     works = getattr(Toy, fails)
     texts = ["Bo met Ada", "Bo really met Ada", "Ada wrote Bo", "Ed really left Bo"]
 
-    def broken(self, things):
+    def broken(self, things, **more):
         words = [len(thing.text.split() if fails == "prepare" else thing) for thing in things]
         if 4 in words:
             raise RuntimeError("no such luck")
-        return works(self, things)
+        return works(self, things, **more)
 
     monkeypatch.setattr(Toy, fails, broken)
     result = call("predict", "--model", trained[0], input="\n".join(texts))

@@ -18,6 +18,7 @@ from torch import nn
 
 from lib.extraction.alignment import TRUNCATED, Losses
 from lib.extraction.commands import extractor_commands
+from lib.extraction.folders import model_folder
 from lib.extraction.records import write_atomically
 from lib.extraction.triples import Corpus, Example, Span, Triple
 
@@ -119,14 +120,14 @@ class Toy(nn.Module):
         )
         return loss.sum(1).mean()
 
-    def extract_scored(self, items):
+    def extract_scored(self, items, *, threshold=0.0):
         assert not self.training
         logits = self.logits(self.collate(items)["ids"].to(self.head.weight.device)).tolist()
         return [
             tuple(
                 (Triple(Span(*item.spans[0]), relation, Span(*item.spans[-1])), score)
                 for relation, score in zip(self.relations, row, strict=True)
-                if score > 0 and len(item) > 1
+                if score > threshold and len(item) > 1
             )
             for item, row in zip(items, logits, strict=True)
         ]
@@ -146,6 +147,7 @@ class Toy(nn.Module):
 
     @classmethod
     def load(cls, folder):
+        folder = model_folder(folder)
         if not (folder / "weights.pt").is_file():
             raise FileNotFoundError(f"{folder}: expected a saved model, but it has no weights.pt")
         model = cls(**json.loads((Path(folder) / "config.json").read_text()))

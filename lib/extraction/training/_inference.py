@@ -4,11 +4,13 @@ import math
 import os
 import warnings
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 
+from lib._checks import check_threshold
 from lib._extras import needs
 from lib.extraction.alignment import TRUNCATED, Losses
 from lib.extraction.corpora import describe_unknown
@@ -53,6 +55,7 @@ def evaluate(
     *,
     match: Match = "exact",
     batch_size: int = 32,
+    threshold: float = 0.0,
     progress: bool = False,
 ) -> Scores:
     """Extract from the examples' texts and compare with their triples.
@@ -71,6 +74,8 @@ def evaluate(
         As in `lib.extraction.metrics.evaluate_triples`.
     batch_size : int
         Sentences at a time.
+    threshold : float
+        What all scores of a triple must exceed; finite.
     progress : bool
         Show a bar on standard error if that is a terminal.
 
@@ -82,8 +87,9 @@ def evaluate(
     Raises
     ------
     ValueError
-        If there is no example.
+        If there is no example, or the threshold is not finite.
     """
+    check_threshold("threshold", threshold)
     if not examples:
         raise ValueError("expected at least one example to evaluate, got none")
     _warn_of_relations(examples, model.relations)
@@ -92,7 +98,7 @@ def evaluate(
     if lost and make_accelerator().is_main_process:
         warnings.warn(lost, LostTripleWarning, stacklevel=2)
     warn_of_cuts(losses, len(examples))
-    return score_items(model, examples, items, match, batch_size, progress)
+    return score_items(model, examples, items, match, batch_size, progress, threshold)
 
 
 def predict(
@@ -100,6 +106,8 @@ def predict(
     texts: Sequence[str | Example],
     *,
     batch_size: int = 32,
+    threshold: float = 0.0,
+    device: str | torch.device | None = None,
     progress: bool = False,
     failed: dict[int, Exception] | None = None,
     cut: Losses | None = None,
@@ -116,6 +124,10 @@ def predict(
         May be empty. Of an example only the text is read; it says where its text comes from.
     batch_size : int
         Sentences at a time.
+    threshold : float
+        What all scores of a triple must exceed; finite.
+    device : str, torch.device or None
+        Where to compute; None: CUDA where it is, else the CPU.
     progress : bool
         Show a bar on standard error if that is a terminal.
     failed : dict, optional
@@ -127,10 +139,16 @@ def predict(
     Returns
     -------
     list of tuple of (Triple, float)
-        One tuple per text, in order; the number is the confidence, above 0.5 and at most 1: the
-        logistic function of the smallest score that had to exceed 0. It orders triples; it is not
-        the probability that a triple is right. The same in every process.
+        One tuple per text, in order; the number is the confidence, above 0.5 and at most 1 if the
+        threshold is 0: the logistic function of the smallest score that had to exceed it. It orders
+        triples; it is not the probability that a triple is right. The same in every process.
+
+    Raises
+    ------
+    ValueError
+        If the threshold is not finite.
     """
+    check_threshold("threshold", threshold)
     examples = [
         replace(text, triples=()) if isinstance(text, Example) else Example(str(n), text)
         for n, text in enumerate(texts)
@@ -146,7 +164,7 @@ def predict(
         warn_of_cuts(losses, len(texts))
     else:
         cut.include(losses)
-    found = _extract(model, items, batch_size, progress, failed)
+    found = _extract(model, items, batch_size, progress, threshold, device, failed)
     return [
         tuple((triple, 1 / (1 + math.exp(-score))) for triple, score in found.get(index, ()))
         for index in range(len(texts))
@@ -160,8 +178,9 @@ def score_items(
     match: Match,
     batch_size: int,
     progress: bool,
+    threshold: float = 0.0,
 ) -> Scores:
-    found = _extract(model, dict(enumerate(items)), batch_size, progress)
+    found = _extract(model, dict(enumerate(items)), batch_size, progress, threshold)
     return evaluate_triples(
         [example.triples for example in examples],
         [[triple for triple, _ in found[index]] for index in range(len(items))],
@@ -217,6 +236,8 @@ def _extract(
     items: dict[int, Any],
     batch_size: int,
     progress: bool,
+    threshold: float,
+    device: str | torch.device | None = None,
     failed: dict[int, Exception] | None = None,
 ) -> dict[int, tuple[tuple[Triple, float], ...]]:
     """Extract in batches of similar length, every process its share, and gather by index.
@@ -231,18 +252,21 @@ def _extract(
     order = sorted(items, key=lambda i: len(items[i]))
     batches = [order[cut : cut + batch_size] for cut in range(0, len(order), batch_size)]
     mine = batches[accelerator.process_index :: accelerator.num_processes]
-    model.to(accelerator.device)
+    where = accelerator.device if device is None else torch.device(device)
+    half = accelerator.autocast() if where.type == accelerator.device.type else nullcontext()
+    model.to(where)
     model.train(False)
     shown = progress and accelerator.is_main_process
     found: list[tuple[int, tuple[tuple[Triple, float], ...] | Exception]] = []
-    with torch.no_grad(), accelerator.autocast():
+    with torch.no_grad(), half:
         for batch in tqdm(mine, "extract", disable=None if shown else True, leave=False):
             try:
-                found += zip(batch, model.extract_scored([items[i] for i in batch]), strict=True)
+                scored = model.extract_scored([items[i] for i in batch], threshold=threshold)
+                found += zip(batch, scored, strict=True)
             except Exception:
                 if failed is None:
                     raise
-                found += [(i, _extract_one(model, items[i])) for i in batch]
+                found += [(i, _extract_one(model, items[i], threshold)) for i in batch]
     results = {}
     for index, result in gather_object(found):
         if isinstance(result, Exception):
@@ -253,10 +277,12 @@ def _extract(
     return results
 
 
-def _extract_one(model: Extractor, item: Any) -> tuple[tuple[Triple, float], ...] | Exception:
+def _extract_one(
+    model: Extractor, item: Any, threshold: float
+) -> tuple[tuple[Triple, float], ...] | Exception:
     """Return the triples of one item, or what was raised for it."""
     try:
-        (triples,) = model.extract_scored([item])
+        (triples,) = model.extract_scored([item], threshold=threshold)
     except Exception as error:  # whatever one text makes a model raise
         return error
     return triples

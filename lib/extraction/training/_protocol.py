@@ -38,7 +38,10 @@ class Extractor(Protocol):
 
     @classmethod
     def load(cls, folder: Path) -> Self:
-        """Read what `save` wrote, or raise an error that names the folder and what it lacks."""
+        """Read what `save` wrote, into this folder or, as a run does, into ``best`` in it.
+
+        What is missing is named in an error.
+        """
 
     def save(self, folder: Path) -> None:
         """Write the model to a folder, whole or not at all."""
@@ -52,8 +55,10 @@ class Extractor(Protocol):
     def collate(self, items: list[Any]) -> dict[str, Tensor]:
         """Return a batch: the keyword arguments of ``forward``, all tensors."""
 
-    def extract_scored(self, items: list[Any]) -> list[tuple[tuple[Triple, float], ...]]:
-        """Return the triples of each item, each with the least score that had to exceed 0."""
+    def extract_scored(
+        self, items: list[Any], *, threshold: float = 0.0
+    ) -> list[tuple[tuple[Triple, float], ...]]:
+        """Return the triples of each item, each with the least score, above the threshold."""
 
     def parameter_groups(
         self, lr: float, head_lr: float, weight_decay: float
