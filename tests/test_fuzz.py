@@ -260,7 +260,7 @@ def test_ten_thousand_characters_and_as_many_tokens():
 def test_an_eager_model_answers_odd_sentences_with_words_of_them(linkers, name):
     """Untrained and without its bias against all cells, it takes half of them."""
     linker = copy.deepcopy(linkers[name])
-    for pointer in (linker.entities, linker.heads, linker.tails):
+    for pointer in (linker.entities, linker.head_links, linker.tail_links):
         torch.nn.init.constant_(pointer.head_scores.bias, 0.5)
     batch = [e for e in odd_examples(40, seed=6) if len(e.text) < 60]
     items, _ = linker.prepare(batch)
@@ -284,7 +284,7 @@ def test_an_eager_model_predicts_odd_texts(linkers, tmp_path):
     source.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
     for name, linker in linkers.items():
         eager = copy.deepcopy(linker)
-        for pointer in (eager.entities, eager.heads, eager.tails):
+        for pointer in (eager.entities, eager.head_links, eager.tail_links):
             torch.nn.init.constant_(pointer.head_scores.bias, 0.5)
         eager.save(tmp_path / name)
         result = CliRunner().invoke(

@@ -953,7 +953,7 @@ class TestPredict:
     def test_strings_go_in_and_words_come_out(self, made):
         """The same triples, in order, as of prepared items, whatever the batches."""
         with torch.no_grad():
-            for pointer in (made.entities, made.heads, made.tails):
+            for pointer in (made.entities, made.head_links, made.tail_links):
                 pointer.head_scores.bias.fill_(1.0)
         texts = [e.text for e in EIGHT] + ["", "Ada wrote Tides. " * 5]
         items, _ = made.prepare([Example(text, text) for text in texts])
@@ -975,7 +975,7 @@ class TestPredict:
 
     def test_a_threshold_keeps_the_sure_ones(self, made):
         with torch.no_grad():
-            for pointer in (made.entities, made.heads, made.tails):
+            for pointer in (made.entities, made.head_links, made.tail_links):
                 pointer.head_scores.bias.fill_(1.0)
         texts = [e.text for e in EIGHT]
         every = made.predict(texts)

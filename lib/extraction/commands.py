@@ -471,6 +471,7 @@ def extractor_commands(
                 click.Option(
                     ["--relation"],
                     multiple=True,
+                    show_default="all",
                     help="Write triples of this relation alone. May be given several times.",
                 ),
                 batch_option,
