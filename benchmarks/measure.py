@@ -6,6 +6,7 @@ import os
 import platform
 import re
 import statistics
+import sys
 import time
 from collections.abc import Callable, Mapping
 from importlib import metadata
@@ -14,7 +15,7 @@ from typing import Any
 
 import torch
 
-__all__ = ["hardware", "in_turn", "peak_mib", "versions", "write_record"]
+__all__ = ["compiled", "hardware", "in_turn", "peak_mib", "versions", "write_record"]
 
 Work = Callable[[], object]
 
@@ -43,6 +44,21 @@ def in_turn(works: Mapping[str, Work], *, rounds: int) -> dict[str, Any]:
         }
         for name in works
     }
+
+
+def compiled(
+    loss: Callable[..., torch.Tensor], *arguments: torch.Tensor
+) -> Callable[..., Any] | None:
+    """Compile a loss and run it forward and back once; None, and a line, where that fails."""
+    fused = torch.compile(loss, dynamic=False)
+    try:
+        fused(*arguments).backward()
+    except Exception as error:  # no compiler, or none that it can find
+        print(f"torch.compile does not work here: {type(error).__name__}", file=sys.stderr)
+        return None
+    for argument in arguments:  # or the memory of the first call would not be counted
+        argument.grad = None
+    return fused
 
 
 def peak_mib(work: Work) -> float | None:

@@ -44,9 +44,13 @@ WORKLOADS = (
     Workload("spans", 16, 262_144, 8),
     Workload("spans, trained to ±20", 16, 262_144, 8, level=20.0),
     Workload("spans, half of them padding", 16, 262_144, 8, padding=0.5),
-    Workload("labels", 256, 1000, 5, rounds=41),
-    Workload("labels, half of them positive", 256, 1000, 500, rounds=41),
-    Workload("few labels", 32, 20, 2, rounds=101),
+    Workload("spans of short texts", 16, 16_384, 8, rounds=61),
+    Workload("many labels", 32, 5000, 8, rounds=101),
+    Workload("labels", 256, 1000, 5, rounds=101),
+    Workload("labels, half of them positive", 256, 1000, 500, rounds=101),
+    Workload("labels of one batch", 64, 300, 5, rounds=501),
+    Workload("few labels", 32, 20, 2, rounds=1001),
+    Workload("one sample", 1, 10, 1, rounds=1001),
 )
 
 
@@ -72,7 +76,7 @@ def example(load: Workload) -> tuple[Tensor, Tensor, Tensor]:
     return scores.requires_grad_(), table, positives
 
 
-def competitors(load: Workload) -> dict[str, Callable[[], None]]:
+def competitors(load: Workload, *, compiler: bool = True) -> dict[str, Callable[[], None]]:
     """Return forward and backward passes of every loss on one input."""
     leaf, table, positives = example(load)
     numbers = table.to(torch.float32)
@@ -90,6 +94,9 @@ def competitors(load: Workload) -> dict[str, Callable[[], None]]:
         "sparse_zlpr_loss": both(lambda: sparse_zlpr_loss(leaf, positives)),
         "plain formula": both(lambda: plain(leaf, table)),
     }
+    fused = measure.compiled(zlpr_loss, leaf, table) if compiler else None
+    if fused is not None:  # traced, it is the library's formula in plain operations
+        works["torch.compile(zlpr_loss)"] = both(lambda: fused(leaf, table))
     if not load.padding:  # where it gives NaN
         works["BCEWithLogits"] = both(lambda: binary_cross_entropy_with_logits(leaf, numbers))
     peer = bert4torch_losses()
@@ -109,7 +116,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--memory", metavar="LOSS", help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
     if options.memory:
-        print(measure.peak_mib(competitors(WORKLOADS[0])[options.memory]))
+        works = competitors(WORKLOADS[0], compiler="compile" in options.memory)
+        print(measure.peak_mib(works[options.memory]))
         return 0
     peer = bert4torch_losses() is not None
     if not peer:
