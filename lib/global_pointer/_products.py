@@ -133,7 +133,7 @@ def head_losses(
     takes time, and float32 sums of three terms would lose the digits that the products keep.
     """
     dtype = _checks.compute_dtype(start.dtype)
-    if not validate or start.numel() * start.shape[-1] > _FEW_CELLS:
+    if start.numel() * start.shape[-1] > _FEW_CELLS:
         return product_losses(pair, start, end, positives, mask, causal, validate)
     pair, start, end = Pairs.of(pair).table().to(_WIDE), start.to(_WIDE), end.to(_WIDE)
     keep = keep_cells(Shape(*start.shape), mask, causal, pair)
@@ -142,7 +142,7 @@ def head_losses(
     if mask is not None:  # anything may stand there
         start, end = (part.masked_fill(~mask.unsqueeze(1), 0) for part in (start, end))
     scores = (pair.unsqueeze(1) + start.unsqueeze(3)).add_(end.unsqueeze(2))
-    return losses_of_tables(scores, positives, None, False).to(dtype)
+    return losses_of_tables(scores, positives, None, False, validate).to(dtype)
 
 
 def product_losses(
@@ -173,11 +173,11 @@ def table_losses(
 
 
 def losses_of_tables(
-    scores: Tensor, positives: Tensor, mask: Tensor | None, causal: bool
+    scores: Tensor, positives: Tensor, mask: Tensor | None, causal: bool, validate: bool = False
 ) -> Tensor:
     """Loss of each head from its table ``(B, H, L, L)``, by plain operations.
 
-    A bad value makes the loss of its head NaN, where :mod:`lib.zlpr` cannot raise.
+    A bad value makes the loss of its head NaN; or :mod:`lib.zlpr` raises, if asked to and able to.
     """
     shape = Shape(*scores.shape[:3])
     inside = ((positives >= 0) & (positives < shape.length)).all(-1)
@@ -186,7 +186,9 @@ def losses_of_tables(
     keep = keep_cells(shape, mask, causal, scores)
     counts = None if keep is None else keep.flatten(1).unsqueeze(1)
     listed = cells.masked_fill(filler, -1)
-    return sparse_zlpr_loss(scores.flatten(2), listed, mask=counts, reduction="none")
+    return sparse_zlpr_loss(
+        scores.flatten(2), listed, mask=counts, reduction="none", validate=validate
+    )
 
 
 def refuse_scores(

@@ -150,9 +150,9 @@ def _head_losses(
     validate: bool = True,
 ) -> Tensor:
     """Loss of each head, by tiles where they save memory."""
-    if not validate or _worth_streaming(queries):
+    if _worth_streaming(queries):
         return _streaming(queries, keys, bias, positives, mask, causal)
-    return _table_losses(queries, keys, bias, positives, mask, causal)
+    return _table_losses(queries, keys, bias, positives, mask, causal, validate)
 
 
 def _refuse_products(
@@ -220,11 +220,12 @@ def _table_losses(
     positives: Tensor,
     mask: Tensor | None,
     causal: bool,
+    validate: bool = False,
 ) -> Tensor:
     """Loss of each head from filled tables, by plain operations."""
     with _checks.no_autocast(queries):
         scores = queries @ keys.mT + bias[:, None, None]
-    return losses_of_tables(scores, positives, mask, causal)
+    return losses_of_tables(scores, positives, mask, causal, validate)
 
 
 class _Tile(NamedTuple):
