@@ -159,8 +159,7 @@ def power_bce_loss(
         ``"none"``, ``"sum"`` or ``"mean"``, which is over the cells that the mask lets count; 0
         where none does.
     validate
-        Whether to look at the values. False saves a synchronisation on a GPU; a bad value then
-        makes the loss of its row NaN instead of an error.
+        Whether to look at the values, as in :func:`lib.zlpr.zlpr_loss`.
 
     Returns
     -------
@@ -237,8 +236,7 @@ def half_pointer_loss(
         ``"none"`` gives one loss per token; ``"mean"`` is over the tokens that count, so that long
         texts weigh more, 0 where none does; ``"sum"`` is over them too.
     validate
-        Whether to look at the values. False saves a synchronisation on a GPU; a bad value then
-        makes the loss of its row NaN instead of an error.
+        Whether to look at the values, as in :func:`lib.zlpr.zlpr_loss`.
 
     Returns
     -------

@@ -92,8 +92,7 @@ def emo_loss(
     reduction
         ``"none"``, ``"mean"`` (over the positions that count; 0 if none does) or ``"sum"``.
     validate
-        Whether to look at the values. False saves a synchronisation on a GPU; a bad value then
-        makes the loss of its row NaN instead of an error.
+        Whether to look at the values, as in :func:`lib.zlpr.zlpr_loss`.
 
     Returns
     -------

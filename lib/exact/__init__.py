@@ -73,8 +73,7 @@ def log_expected_accuracy(
     ignore_index
         Rows with this target do not count: chance 1, gradient 0, whatever their logits.
     validate
-        Whether to look at the values. False saves a synchronisation on a GPU; a bad value then
-        makes the loss of its row NaN instead of an error.
+        Whether to look at the values, as in :func:`lib.zlpr.zlpr_loss`.
 
     Returns
     -------

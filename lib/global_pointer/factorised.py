@@ -77,9 +77,8 @@ def factorised_zlpr_loss(
         Over batch and heads: ``"none"`` gives ``(B, H)``, ``"mean"`` (of all heads, also those
         without a counting cell) and ``"sum"`` a scalar.
     validate
-        Whether to look at the values. False saves a synchronisation on a GPU; a bad value then
-        makes the loss of its row NaN instead of an error. Finding the listed cells and the rows to
-        compute one by one still waits for the GPU where the tables are not filled.
+        Whether to look at the values, as in :func:`lib.zlpr.zlpr_loss`. Finding the listed cells
+        and the rows to compute one by one still waits for the GPU where the tables are not filled.
 
     Returns
     -------

@@ -67,9 +67,8 @@ def streaming_zlpr_loss(
     mask, causal, reduction
         As in :func:`factorised_zlpr_loss`.
     validate
-        Whether to look at the values. False saves a synchronisation on a GPU; a bad value then
-        makes the loss of its row NaN instead of an error. Finding the listed cells and the tiles
-        that hold them still waits for the GPU where the tables are not filled.
+        Whether to look at the values, as in :func:`lib.zlpr.zlpr_loss`. Finding the listed cells
+        and the tiles that hold them still waits for the GPU where the tables are not filled.
 
     Returns
     -------

@@ -11,9 +11,9 @@ Targets are numbers in [0, 1]. What they mean decides how to use the loss:
 No target is clipped and no logarithm of a target enters the result: targets multiply exponentials.
 """
 
-from torch import Tensor, nn
+from torch import Tensor
 
-from lib import _checks
+from lib._modules import LossModule
 from lib.soft_zlpr._labels import (
     draw_mixup,
     mixup,
@@ -46,14 +46,14 @@ __all__ = [
 ]
 
 
-class SoftZLPRLoss(nn.Module):
+class SoftZLPRLoss(LossModule):
     """:func:`soft_zlpr_loss` as a module.
 
     Equations: :eq:`eq:soft-loss`
 
     Parameters
     ----------
-    reduction
+    reduction, validate
         As in :func:`soft_zlpr_loss`.
 
     Examples
@@ -64,15 +64,8 @@ class SoftZLPRLoss(nn.Module):
     1.8326
     """
 
-    def __init__(self, *, reduction: _checks.Reduction = "mean") -> None:
-        super().__init__()
-        _checks.check_reduction(reduction)
-        self.reduction = reduction
-
     def forward(self, logits: Tensor, targets: Tensor, mask: Tensor | None = None) -> Tensor:
         """Loss of ``logits`` ``(..., C)`` against ``targets`` ``(..., C)``."""
-        return soft_zlpr_loss(logits, targets, mask=mask, reduction=self.reduction)
-
-    def extra_repr(self) -> str:
-        """Show the options in ``print(module)``."""
-        return f"reduction={self.reduction!r}"
+        return soft_zlpr_loss(
+            logits, targets, mask=mask, reduction=self.reduction, validate=self.validate
+        )

@@ -45,8 +45,7 @@ def soft_zlpr_loss(
         a counting cell; 0 of no position) or ``"sum"``.
 
     validate
-        Whether to look at the values. False saves a synchronisation on a GPU; a bad value then
-        makes the loss of its row NaN instead of an error.
+        Whether to look at the values, as in :func:`lib.zlpr.zlpr_loss`.
 
     Returns
     -------

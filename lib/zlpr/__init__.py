@@ -16,9 +16,10 @@ and the exponential is ``exp2``, because PyTorch's ``exp`` is many times slower 
 which is almost everywhere once a model is trained.
 """
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from lib import _checks, _refusals
+from lib._modules import LossModule
 from lib.zlpr._kernels import reduced_loss
 
 __all__ = ["SparseZLPRLoss", "ZLPRLoss", "sparse_zlpr_loss", "zlpr_loss"]
@@ -173,7 +174,7 @@ def sparse_zlpr_loss(
     return _loss("positives", logits, positives, mask, reduction, validate)
 
 
-class ZLPRLoss(nn.Module):
+class ZLPRLoss(LossModule):
     """:func:`zlpr_loss` as a module.
 
     Equations: :eq:`eq:zlpr-loss`
@@ -191,23 +192,14 @@ class ZLPRLoss(nn.Module):
     1.7918
     """
 
-    def __init__(self, *, reduction: _checks.Reduction = "mean", validate: bool = True) -> None:
-        super().__init__()
-        _checks.check_reduction(reduction)
-        self.reduction, self.validate = reduction, validate
-
     def forward(self, logits: Tensor, targets: Tensor, mask: Tensor | None = None) -> Tensor:
         """Loss of ``logits`` ``(..., C)`` against ``targets`` ``(..., C)``."""
         return zlpr_loss(
             logits, targets, mask=mask, reduction=self.reduction, validate=self.validate
         )
 
-    def extra_repr(self) -> str:
-        """Show the options in ``print(module)``."""
-        return f"reduction={self.reduction!r}"
 
-
-class SparseZLPRLoss(nn.Module):
+class SparseZLPRLoss(LossModule):
     """:func:`sparse_zlpr_loss` as a module.
 
     Equations: :eq:`eq:zlpr-loss`, :eq:`eq:zlpr-sparse-fix`, :eq:`eq:zlpr-gradient`
@@ -225,20 +217,11 @@ class SparseZLPRLoss(nn.Module):
     1.7918
     """
 
-    def __init__(self, *, reduction: _checks.Reduction = "mean", validate: bool = True) -> None:
-        super().__init__()
-        _checks.check_reduction(reduction)
-        self.reduction, self.validate = reduction, validate
-
     def forward(self, logits: Tensor, positives: Tensor, mask: Tensor | None = None) -> Tensor:
         """Loss of ``logits`` ``(..., C)`` against class lists ``positives`` ``(..., K)``."""
         return sparse_zlpr_loss(
             logits, positives, mask=mask, reduction=self.reduction, validate=self.validate
         )
-
-    def extra_repr(self) -> str:
-        """Show the options in ``print(module)``."""
-        return f"reduction={self.reduction!r}"
 
 
 def _loss(
