@@ -248,7 +248,8 @@ def subset_logsumexp(
     -----
     All terms are positive and stay logarithms, so nothing cancels or overflows. Newton's
     identities, which the source proposes, cancel (chapter 2, :eq:`eq:comb-cancellation`).
-    Memory of the backward pass: some multiples of ``n * k`` numbers per row.
+    Memory of the backward pass: some multiples of ``n * k`` numbers per row. Compiled code has
+    one graph for each number of scores, as the tree of halves is another one.
 
     Source: Su 2020 (kexue 7359) for the loss; combining halves is textbook.
 

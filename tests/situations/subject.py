@@ -16,7 +16,7 @@ Inputs = dict[str, Tensor]
 DIGITS = {
     torch.float64: 1e-9,
     torch.float32: 2e-5,
-    torch.float16: 2e-3,
+    torch.float16: 4e-3,
     torch.bfloat16: 2e-2,
 }
 """How far two results may lie apart, relative to the entry and to the largest entry of its tensor.
@@ -68,6 +68,7 @@ class Subject:
     scales: bool = True  # cheap enough for a batch of thousands
     grows: tuple[str, ...] = ("batch", "width")  # what may differ between calls of one graph
     limit: str = ""  # words of the docstring that say why not all of it may differ
+    spread: float = 0.5  # of the random numbers that are added to the module's parameters
     within: Callable[[], AbstractContextManager[Any]] = nullcontext  # holds while it is called
     refuses: Mapping[str, Refusal] = field(default_factory=dict)  # by situation
     without: Mapping[str, str] = field(default_factory=dict)  # situation: why it does not apply
@@ -82,10 +83,14 @@ class Subject:
         """Docstring of the public name, in one line."""
         package, _, name = self.of.rpartition(".")
         home = import_module(package)
-        found = documented(getattr(home, name))
-        for other in re.findall(r":(?:func|class):`~?([\w.]+)`", found):  # "as in …"
-            there, _, called = other.rpartition(".")
-            found += documented(getattr(import_module(there) if there else home, called, None))
+        found, due = "", [getattr(home, name)]
+        for _ in range(3):  # "as in …", and what that says
+            text = "".join(documented(thing) for thing in due)
+            found += text
+            due = []
+            for other in set(re.findall(r":(?:func|class):`~?([\w.]+)`", text)):
+                there, _, called = other.rpartition(".")
+                due.append(getattr(import_module(there) if there else home, called, None))
         return " ".join(found.split())
 
     def inputs(self, batch: int = 3, width: int = 5, dtype: torch.dtype | None = None) -> Inputs:
@@ -110,7 +115,7 @@ class Subject:
             made = self.module(reduction) if self.reduces else self.module()
             with torch.no_grad():
                 for parameter in made.parameters():  # far from a start of zeros
-                    parameter.add_(torch.randn_like(parameter) / 2)
+                    parameter.add_(torch.randn_like(parameter), alpha=self.spread)
         return made.to(dtype)
 
     def run(self, inputs: Inputs, module: nn.Module | None = None, reduction: str = "none") -> Any:

@@ -18,7 +18,6 @@ from tests.situations.subject import Inputs, Refusal, Subject
 
 WITHOUT_ROWS = {
     "lib.divergence.Divergence": "a type",
-    "lib.soft_zlpr.fit_temperature": "the old name of `fit_scale`",
     "lib.emo.Mixture": "a frozen dataclass of numbers",
     "lib.casrel.TaggedSpans": "a tuple, of `tagged_spans`",
     "lib.casrel.TaggingOptions": "a frozen dataclass of numbers and names",
@@ -26,6 +25,7 @@ WITHOUT_ROWS = {
     "lib.casrel.power_threshold": "takes and gives Python numbers",
     "lib.casrel.sample_subject": "gives Python integers",
     "lib.casrel.subject_distribution": "takes and gives Python numbers",
+    "lib.soft_zlpr.fit_temperature": "the old name of `fit_scale`",
     "lib.global_pointer.PointerParts": "a tuple, of `EfficientGlobalPointer.parts`",
     "lib.global_pointer.Spans": "a tuple, of `factorised_spans`",
     "lib.global_pointer.load_published_weights": "puts weights in another order",
@@ -36,6 +36,7 @@ WITHOUT_ROWS = {
 """Public names that compute nothing from tensors and make none, and why."""
 
 
+IN_GRAPHS = ("compile", "compile, dynamic", "export")
 ONE_TREE = "one graph for each number of scores"
 PROBES = {
     name: Refusal(
@@ -46,10 +47,37 @@ PROBES = {
     for name in ("float16", "bfloat16")
 } | {
     "inference mode": Refusal(
-        ValueError, "must be differentiable in the inputs", "(also in inference mode)"
+        ValueError,
+        "must be differentiable in the inputs",
+        "run in inference mode, where nothing can be",
+    )
+}
+PROBES |= {
+    name: Refusal(
+        RuntimeError,
+        "must be called outside of torch.func transforms",
+        "It does not run inside ``torch.func`` transforms: it draws numbers and differentiates.",
+    )
+    for name in ("vmap", "jacrev")
+}
+NO_SOLVER = {
+    name: Refusal(
+        Exception,  # a compiler wraps it
+        "by must be 'bound' or 'kernel' where values cannot be read",
+        "where no values can be read (a traced graph, a transform, the meta device)",
+    )
+    for name in ("export", "vmap", "jacrev", "fake CUDA")
+} | {"double backward": Refusal(RuntimeError, "once_differentiable", "differentiable once")}
+SOLVED = dict.fromkeys(IN_GRAPHS[:2], "its solver is no part of a graph")
+UNFILLED = {
+    "meta": Refusal(
+        RuntimeError,
+        "got memory that to_empty() left unfilled",
+        "After ``to_empty`` they hold no values",
     )
 }
 INSIDE = {"fake CUDA": "differentiates inside, for which autograd wants a build with CUDA"}
+INSIDE |= dict.fromkeys(IN_GRAPHS, "draws and differentiates inside: compile what it calls")
 
 
 def seeded(make: Callable[[torch.Generator, int, int], Inputs]) -> Callable[[int, int], Inputs]:
@@ -127,17 +155,25 @@ def mixed(g: torch.Generator, batch: int, width: int) -> Inputs:
     }
 
 
+def some_ignored(targets: Tensor) -> Tensor:
+    """All but the last, which does not count, if there are several."""
+    targets[1:][-1:] = -100
+    return targets
+
+
 @seeded
 def classes(g: torch.Generator, batch: int, width: int) -> Inputs:
-    return {"logits": normal(g, batch, width), "targets": below(g, width, batch)}
+    targets = below(g, width, batch)
+    mask = (uniform(g, batch, width) < 0.8).scatter(1, targets.unsqueeze(1), True)
+    logits = normal(g, batch, width)
+    return {"logits": logits, "targets": some_ignored(targets), "mask": mask}
 
 
 @seeded
 def tokens(g: torch.Generator, batch: int, width: int) -> Inputs:
     embeddings = normal(g, width, 4)
-    return {"logits": normal(g, batch, width), "targets": below(g, width, batch)} | {
-        "embeddings": embeddings
-    }
+    logits, targets = normal(g, batch, width), some_ignored(below(g, width, batch))
+    return {"logits": logits, "targets": targets, "embeddings": embeddings}
 
 
 @seeded
@@ -150,7 +186,7 @@ def states(g: torch.Generator, batch: int, width: int) -> Inputs:
     return {
         "hidden": normal(g, batch, 4),
         "weight": normal(g, width, 4),
-        "targets": below(g, width, batch),
+        "targets": some_ignored(below(g, width, batch)),
         "embeddings": normal(g, width, 6),
     }
 
@@ -352,6 +388,7 @@ def modules(kind: Any, build: Callable[[str], nn.Module], make: Any, **changes: 
         "module": build,
         "smooth": ("logits",),
         "reduces": True,
+        "without": dict.fromkeys(("compile, dynamic", "export"), "as the function that it calls"),
     }
     return Subject(**(options | changes))
 
@@ -374,6 +411,16 @@ def no_small_tables():
         yield
 
 
+LARGE = {
+    "within": no_small_tables,
+    "scales": False,
+    "without": dict.fromkeys(
+        ("compile", "compile, dynamic", "export", "vmap", "jacrev", "fake CUDA"),
+        "there is one way for tables of all sizes",
+    ),
+}
+
+
 def up_to_sign(direction: Tensor) -> Tensor:
     """Power iteration gives either of two directions."""
     return direction * direction[:, :1].sign()
@@ -391,7 +438,7 @@ def direction(inputs: Tensor, weight: Tensor) -> Tensor:
             inputs,
             functools.partial(divergence.zlpr_divergence, reduction="none"),
             xi=0.1,
-            steps=40,
+            steps=10,
             generator=torch.Generator("cpu").manual_seed(0),
         )
     )
@@ -404,7 +451,7 @@ def adversarial(inputs: Tensor, weight: Tensor) -> Tensor:
         functools.partial(divergence.zlpr_divergence, reduction="none"),
         xi=0.1,
         epsilon=0.5,
-        steps=40,
+        steps=10,
         generator=torch.Generator("cpu").manual_seed(0),
     )
 
@@ -511,6 +558,7 @@ def model_rows() -> list[Subject]:
             "of": f"{kind.__module__.rpartition('.')[0]}.{kind.__name__}",
             "module": functools.partial(made, kind, **options),
             "layers": True,
+            "spread": 0.05,  # in half precision too, a whole encoder is to keep some digits
         }
         rows.append(
             Subject(
@@ -637,7 +685,6 @@ def all_rows() -> list[Subject]:
             "scores",
             grows=("batch",),
             limit=ONE_TREE,
-            without=INSIDE,
         ),
         plain(
             softmax.smooth_f1,
@@ -652,9 +699,21 @@ def all_rows() -> list[Subject]:
         ),
         # zlpr
         losses(zlpr.zlpr_loss, tables, "logits"),
-        losses(zlpr.zlpr_loss, wide_tables, "logits", name="zlpr_loss (few positives)"),
+        losses(
+            zlpr.zlpr_loss,
+            wide_tables,
+            "logits",
+            name="zlpr_loss (few positives)",
+            without=dict.fromkeys(IN_GRAPHS, "as `zlpr_loss`: graphs take one way for all"),
+        ),
         losses(zlpr.sparse_zlpr_loss, lists, "logits"),
-        losses(zlpr.sparse_zlpr_loss, long_lists, "logits", name="sparse_zlpr_loss (long rows)"),
+        losses(
+            zlpr.sparse_zlpr_loss,
+            long_lists,
+            "logits",
+            name="sparse_zlpr_loss (long rows)",
+            without=dict.fromkeys(IN_GRAPHS, "as `sparse_zlpr_loss`: graphs take one way for all"),
+        ),
         modules(zlpr.ZLPRLoss, lambda r: zlpr.ZLPRLoss(reduction=r), tables),
         modules(zlpr.SparseZLPRLoss, lambda r: zlpr.SparseZLPRLoss(reduction=r), lists),
         # soft_zlpr
@@ -682,12 +741,12 @@ def all_rows() -> list[Subject]:
         ),
         plain(
             lambda_named(soft_zlpr.smooth_labels, rate=0.125),
-            lambda b, w: renamed(degrees(b, w), drop=("logits", "mask")),
+            lambda b, w: {"targets": degrees(b, w)["targets"].clamp(min=0.1)},
             "targets",
         ),
         plain(
             lambda_named(soft_zlpr.smooth_positives, rate=0.125),
-            lambda b, w: renamed(degrees(b, w), drop=("logits", "mask")),
+            lambda b, w: {"targets": degrees(b, w)["targets"].clamp(min=0.1)},
             "targets",
         ),
         plain(
@@ -710,12 +769,18 @@ def all_rows() -> list[Subject]:
                 fit,
                 degrees,
                 decides=True,
-                refuses={"empty": Refusal(ValueError, message, rule)},
+                refuses={
+                    "empty": Refusal(
+                        ValueError,
+                        message,
+                        rule,
+                    )
+                },
             )
             for fit, message, rule in (
                 (
                     soft_zlpr.fit_scale,
-                    "logits must differ from 0 somewhere to be scaled",
+                    "logits must differ from 0 somewhere",
                     "no counting score differs from 0",
                 ),
                 (
@@ -733,6 +798,7 @@ def all_rows() -> list[Subject]:
             "logits",
             name="exact_loss (log, margin)",
             call=functools.partial(exact.exact_loss, log=True, margin=2.0),
+            without=dict.fromkeys(("compile, dynamic", "export"), "as `exact_loss`"),
         ),
         plain(exact.expected_accuracy, classes, "logits"),
         plain(exact.log_expected_accuracy, classes, "logits"),
@@ -764,19 +830,29 @@ def all_rows() -> list[Subject]:
                 name=f"soft_emo_loss ({by})",
                 shared=("embeddings",),
                 call=functools.partial(emo.soft_emo_loss, by=by),
+                scales=by != "transport",
+                refuses=NO_SOLVER if by == "transport" else {},
+                without=SOLVED if by == "transport" else {},
             )
             for by in ("transport", "bound", "kernel")
         ),
-        modules(emo.EMOLoss, lambda r: emo.EMOLoss(fixed_table(), reduction=r), five_tokens),
+        modules(
+            emo.EMOLoss,
+            lambda r: emo.EMOLoss(fixed_table(), reduction=r),
+            five_tokens,
+            refuses=UNFILLED,
+        ),
         modules(
             emo.KernelScoreLoss,
             lambda r: emo.KernelScoreLoss(fixed_table(), reduction=r),
             five_tokens,
+            refuses=UNFILLED,
         ),
         modules(
             emo.LinearEMOLoss,
             lambda r: emo.LinearEMOLoss(fixed_table(), reduction=r),
             states_of_five,
+            refuses=UNFILLED,
             smooth=("hidden", "weight"),
             shared=("weight",),
         ),
@@ -786,6 +862,7 @@ def all_rows() -> list[Subject]:
             make=nothing,
             call=lambda module: list(module.cost_moments()),
             module=lambda: emo.UnitEmbeddings(fixed_table(), centre=True, padding=[1]),
+            refuses=UNFILLED,
         ),
         # divergence
         losses(divergence.softmax_divergence, two_scores, *both),
@@ -810,7 +887,7 @@ def all_rows() -> list[Subject]:
             disturbed,
             call=direction,
             layers=True,  # so is what it disturbs
-            refuses=PROBES,
+            refuses={k: v for k, v in PROBES.items() if k != "jacrev"},
             without=INSIDE,
             shared=("weight",),
         ),
@@ -841,7 +918,7 @@ def all_rows() -> list[Subject]:
                             pair, start, end, positives, causal=True, **options
                         )
                     ),
-                    **({"within": within, "scales": False} if within else {}),
+                    **(LARGE if within else {}),
                 ),
                 losses(
                     global_pointer.factorised_zlpr_loss,
@@ -853,7 +930,7 @@ def all_rows() -> list[Subject]:
                             (queries, keys), start, end, positives, causal=True, **options
                         )
                     ),
-                    **({"within": within, "scales": False} if within else {}),
+                    **(LARGE if within else {}),
                 ),
                 losses(
                     global_pointer.streaming_zlpr_loss,
@@ -862,7 +939,7 @@ def all_rows() -> list[Subject]:
                     name=noted("streaming_zlpr_loss", note),
                     shared=("bias",),
                     call=functools.partial(global_pointer.streaming_zlpr_loss, causal=True),
-                    **({"within": within, "scales": False} if within else {}),
+                    **(LARGE if within else {}),
                 ),
             )
         ),
@@ -940,6 +1017,7 @@ def all_rows() -> list[Subject]:
             call=lambda entities, heads, tails: gplinker.triple_scores(
                 [triple for some in TRIPLES for triple in some], entities, heads, tails
             ),
+            grows=(),  # the triples lie within the table
         ),
         *model_rows(),
         Subject(
@@ -952,6 +1030,7 @@ def all_rows() -> list[Subject]:
             module=functools.partial(made, casrel.CasRel),
             decides=True,
             layers=True,
+            spread=0.05,
         ),
     ]
 

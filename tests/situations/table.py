@@ -1,8 +1,12 @@
 """Cells and rows: run them, and tell what became of them."""
 
+import json
 import re
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -10,6 +14,7 @@ from tests.situations.cells import SITUATIONS, Situation
 from tests.situations.subject import Subject
 from tests.situations.subjects import ROWS
 
+STORED = Path(__file__).parents[2] / "book" / "situations.json"
 PASSES, REFUSES, NOT_APPLICABLE, FAILS = "passes", "refuses", "n/a", "fails"
 
 
@@ -50,11 +55,33 @@ def cell(subject: Subject, situation: Situation) -> Cell:
     return Cell(PASSES, "", took)
 
 
-def row(subject: Subject) -> dict[str, Cell]:
-    """Run all cells of a subject."""
-    return {name: cell(subject, situation) for name, situation in SITUATIONS.items()}
+def row(subject: Subject) -> dict[str, Any]:
+    """Run all cells of a subject; what the stored table holds of them."""
+    cells = {name: cell(subject, situation) for name, situation in SITUATIONS.items()}
+    found = {
+        "of": subject.of,
+        "cells": {
+            k: f"{c.verdict}: {c.reason}" if c.reason else c.verdict for k, c in cells.items()
+        },
+    }
+    if subject.limit:
+        assert subject.limit in subject.documentation, f"not in the docstring: {subject.limit}"
+        found["limit"] = subject.limit
+    return found
 
 
-def table() -> dict[str, dict[str, Cell]]:
-    """Run everything."""
-    return {name: row(subject) for name, subject in ROWS.items()}
+def stored() -> dict[str, Any]:
+    """The table that the book shows."""
+    return json.loads(STORED.read_text("utf-8")) if STORED.exists() else {"rows": {}}
+
+
+def store(names: Iterable[str]) -> None:
+    """Run these rows and keep the others; each is stored when it has run."""
+    for name in names:
+        found = stored()["rows"] | {name: row(ROWS[name])}
+        table = {
+            "situations": {title: situation.said for title, situation in SITUATIONS.items()},
+            "rows": {title: found[title] for title in ROWS if title in found},
+        }
+        text = json.dumps(table, indent=1, ensure_ascii=False)
+        STORED.write_text(text + "\n", "utf-8")
