@@ -393,7 +393,7 @@ def check_compile_dynamic(subject: Subject) -> None:
     graph = torch.compile(whole(subject, module), backend="aot_eager", fullgraph=True, dynamic=True)
     with torch._dynamo.config.patch(recompile_limit=2), torch.no_grad():  # a third is an error
         for batch, width in SIZES:
-            inputs = subject.make(batch, width if "width" in subject.grows else 5)
+            inputs = subject.make(*subject.size(batch, width))
             expected = flat(subject.run(inputs, module))
             try:
                 found = flat(graph(inputs))
@@ -407,7 +407,7 @@ def check_export(subject: Subject) -> None:
     """Exported once, run at another size."""
     torch.compiler.reset()
     module = subject.built()
-    made, other = subject.make(3, 5), subject.make(4, 7 if "width" in subject.grows else 5)
+    made, other = subject.make(3, 5), subject.make(*subject.size(4, 7))
     dynamic = {
         k: {
             axis: torch.export.Dim.DYNAMIC
@@ -420,8 +420,7 @@ def check_export(subject: Subject) -> None:
         whole(subject, module), (made,), dynamic_shapes={"inputs": (dynamic,)}, strict=False
     ).module()
     for batch, width in ((3, 5), (4, 7), (6, 9)):
-        width = width if "width" in subject.grows else 5
-        inputs = subject.inputs(batch, width)
+        inputs = subject.inputs(*subject.size(batch, width))
         expected = result(subject, inputs, module)
         values = program(inputs)
         for number, value in enumerate(flat(values)):

@@ -90,7 +90,8 @@ class Subject:
             due = []
             for other in set(re.findall(r":(?:func|class):`~?([\w.]+)`", text)):
                 there, _, called = other.rpartition(".")
-                due.append(getattr(import_module(there) if there else home, called, None))
+                if not there or there.startswith("lib."):
+                    due.append(getattr(import_module(there) if there else home, called, None))
         return " ".join(found.split())
 
     def inputs(self, batch: int = 3, width: int = 5, dtype: torch.dtype | None = None) -> Inputs:
@@ -99,6 +100,10 @@ class Subject:
         if dtype is not None:
             made = {k: x.to(dtype) if x.is_floating_point() else x for k, x in made.items()}
         return self.leaves(made)
+
+    def size(self, batch: int, width: int) -> tuple[int, int]:
+        """Batch and width of another call, of which only what may differ does."""
+        return batch if "batch" in self.grows else 3, width if "width" in self.grows else 5
 
     def leaves(self, inputs: Inputs) -> Inputs:
         """The same values, cut off and asking for gradients; strides stay as they are."""

@@ -67,7 +67,7 @@ NO_SOLVER = {
         "where no values can be read (a traced graph, a transform, the meta device)",
     )
     for name in ("export", "vmap", "jacrev", "fake CUDA")
-} | {"double backward": Refusal(RuntimeError, "once_differentiable", "differentiable once")}
+}
 SOLVED = dict.fromkeys(IN_GRAPHS[:2], "its solver is no part of a graph")
 UNFILLED = {
     "meta": Refusal(
@@ -501,6 +501,14 @@ def made(kind: Any, **options: Any) -> nn.Module:
     return kind.create("small", NAMES, texts=[" ".join(WORDS)] * 2, **TINY, **options)
 
 
+def eager_tagger() -> nn.Module:
+    """A CasRel that tags most tokens."""
+    model = made(casrel.CasRel)
+    for layer in (model.subjects, model.objects):
+        nn.init.constant_(layer.bias, 3.0)
+    return model
+
+
 @functools.cache
 def collator(kind: Any) -> Any:
     with torch.random.fork_rng(devices=[]), torch.device("cpu"):
@@ -573,6 +581,8 @@ def model_rows() -> list[Subject]:
                 **common,
             )
         )
+        if kind is casrel.CasRel:
+            common["module"] = eager_tagger
         if label != "R-Drop":
             rows.append(
                 Subject(
@@ -614,6 +624,7 @@ def pointer_rows() -> list[Subject]:
                 f"{name}.blocks",
                 make=encoded_and_places,
                 call=lambda m, hidden, places: m.blocks(hidden, list(places), list(places)),
+                grows=("width",),  # a tensor of places for each text
                 **common,
             ),
         ]
@@ -1027,7 +1038,7 @@ def all_rows() -> list[Subject]:
             call=lambda model: as_numbers(
                 casrel.extract_reencoding(model, model.prepare(texts(3, 5))[0])
             ),
-            module=functools.partial(made, casrel.CasRel),
+            module=eager_tagger,
             decides=True,
             layers=True,
             spread=0.05,
