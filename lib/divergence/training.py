@@ -288,8 +288,7 @@ def _checked_steps(inputs: Tensor, xi: float, steps: int) -> int:
     steps = _checks.as_index("steps", steps)
     if steps < 1:
         raise ValueError(f"steps must be at least 1, got {steps}")
-    # Private, but what torch.autograd.Function itself asks.
-    if torch._C._are_functorch_transforms_active():
+    if _checks.in_transform():
         raise RuntimeError(
             "virtual adversarial training must be called outside of torch.func transforms, "
             "got a call inside one"
