@@ -433,9 +433,9 @@ def patch_scores(monkeypatch, linker):
             table.masked_fill_(hidden, -torch.inf)
         return batch
 
-    def spans(_hidden, cells):
+    def spans(_hidden, cells, *, threshold):
         assert cells.shape == tables[0][:, 0, 0].shape
-        found = (tables[0] > 0).nonzero()
+        found = (tables[0] > threshold).nonzero()
         return Spans(found, tables[0][tuple(found.T)])
 
     def blocks(kind):

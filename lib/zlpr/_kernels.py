@@ -24,7 +24,7 @@ from lib._rows import (
 
 __all__ = ["reduced_loss"]
 
-_AT_ONCE_CELLS = 1 << 18  # narrow scores up to here are worth two tables that are kept
+_AT_ONCE_CELLS = 1 << 18  # narrow scores up to here are worth a table that is kept
 _LISTED_SHARE = 1 / 32  # padded lists up to this share of all cells are faster than a dense pass
 
 
@@ -282,7 +282,8 @@ class _AtOnce(torch.autograd.Function):
         negatives, positives = push.sum(-1), pull.sum(-1)
         losses = negatives.log1p().add_(positives.log1p())
         ctx.reduction = reduction
-        ctx.save_for_backward(rows, positive, mask, push, pull, negatives, positives)
+        # Of each cell one is 0: the difference holds both, in one table.
+        ctx.save_for_backward(rows, positive, mask, push.sub_(pull), negatives, positives)
         if mask is not None:  # nothing of such a positive has entered the sums
             lost = (positive.bool() & ~mask).any(-1)
             bad = lost if bad is None else bad | lost
@@ -292,7 +293,7 @@ class _AtOnce(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
-        rows, positive, mask, push, pull, negatives, positives = ctx.saved_tensors
+        rows, positive, mask, slopes, negatives, positives = ctx.saved_tensors
         if needs_formula(upstream):
 
             def again() -> Tensor:
@@ -301,8 +302,10 @@ class _AtOnce(torch.autograd.Function):
             return *by_autograd(again, [rows], [True], upstream), None, None, None, None
         if ctx.reduction == "mean":
             upstream = upstream / len(rows)
-        gradient = push * (upstream / (1 + negatives)).unsqueeze(1)
-        gradient.addcmul_(pull, (upstream / (1 + positives)).unsqueeze(1), value=-1)
+        up = (upstream / (1 + negatives)).unsqueeze(1)
+        down = (upstream / (1 + positives)).unsqueeze(1)
+        # Weights of 0 and 1 pick one of the two exactly.
+        gradient = torch.lerp(up, down, positive.to(slopes.dtype)).mul_(slopes)
         return gradient.to(rows.dtype), None, None, None, None
 
 
