@@ -20,7 +20,7 @@ from lib.extraction.training._report import report_losses
 from lib.extraction.triples import Example, Triple
 
 with needs("extraction"):
-    from tqdm.auto import tqdm
+    from tqdm import tqdm
 
 if TYPE_CHECKING:
     from accelerate import Accelerator

@@ -46,7 +46,7 @@ from lib.extraction.triples import Corpus
 
 with needs("extraction"):
     import numpy as np
-    from tqdm.auto import tqdm
+    from tqdm import tqdm
 
 __all__ = ["train"]
 
