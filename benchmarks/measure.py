@@ -52,7 +52,7 @@ def compiled(
     """Compile a loss and run it forward and back once; None, and a line, where that fails."""
     fused = torch.compile(loss, dynamic=False)
     try:
-        fused(*arguments).backward()
+        torch.autograd.backward(fused(*arguments))
     except Exception as error:  # no compiler, or none that it can find
         print(f"torch.compile does not work here: {type(error).__name__}", file=sys.stderr)
         return None

@@ -133,17 +133,22 @@ def needs_formula(upstream: Tensor) -> bool:
 
 
 def by_autograd(
-    formula: Callable[[], Tensor],
-    inputs: Sequence[Tensor],
+    formula: Callable[..., Tensor],
+    inputs: Sequence[Tensor | None],
     needed: Sequence[bool],
     upstream: Tensor,
 ) -> list[Tensor | None]:
-    """Gradients of ``formula()`` by plain operations, None where none is needed.
+    """Gradients of ``formula(*inputs)`` by plain operations, None where none is needed.
 
     Differentiable again where gradients are recorded.
     """
     again = torch.is_grad_enabled()
     with torch.enable_grad():
-        wanted = [leaf for leaf, need in zip(inputs, needed, strict=True) if need]
-        found = iter(torch.autograd.grad(formula(), wanted, upstream, create_graph=again))
+        # Views, because one input may be made from another (soft labels from the scores, say): the
+        # way from one to the other belongs to whoever made it, and would be counted twice.
+        views = [None if given is None else given.view_as(given) for given in inputs]
+        wanted = [
+            view for view, need in zip(views, needed, strict=True) if need and view is not None
+        ]
+        found = iter(torch.autograd.grad(formula(*views), wanted, upstream, create_graph=again))
     return [next(found) if need else None for need in needed]

@@ -9,6 +9,9 @@ import torch
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from lib import _checks, _refusals
+from lib.emo import linear_emo_loss
+from lib.global_pointer import _products, factorised_zlpr_loss, streaming, streaming_zlpr_loss
+from lib.soft_zlpr import soft_zlpr_loss
 
 LOGITS = torch.zeros(2, 3, 5)
 
@@ -286,3 +289,30 @@ def test_values_are_not_readable_in_a_batched_backward_pass():
     leaf = torch.zeros(2, requires_grad=True)
     torch.autograd.grad(Look.apply(leaf), leaf, torch.eye(2), is_grads_batched=True)
     assert seen == [False]
+
+
+# ------------------------------------------------------------------------- gradients by autograd
+
+
+CELLS = torch.tensor([[[[0, 1]]]])
+MADE_FROM_EACH_OTHER = {
+    "soft": lambda x: soft_zlpr_loss(x, (2 * x).sigmoid()),
+    "emo": lambda x: linear_emo_loss(
+        x[:3], x.square(), torch.tensor([0, 3, 5]), torch.eye(6, dtype=torch.float64)
+    ),
+    "streaming": lambda x: streaming_zlpr_loss(x[None, None], x.exp()[None, None], CELLS),
+    "factorised": lambda x: factorised_zlpr_loss(
+        (x[None], x.exp()[None]), x.T[None, :1], x.T[None, 1:2], CELLS
+    ),
+}
+
+
+@pytest.mark.parametrize("loss", MADE_FROM_EACH_OTHER.values(), ids=MADE_FROM_EACH_OTHER)
+def test_a_way_from_one_input_to_another_counts_once(monkeypatch, loss):
+    monkeypatch.setattr(_products, "_FEW_CELLS", 0)  # not from filled tables
+    monkeypatch.setattr(streaming, "_worth_streaming", lambda queries: True)
+    x = torch.randn(6, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
+    x.requires_grad_()
+    (plain,) = torch.autograd.grad(loss(x), x)
+    (again,) = torch.autograd.grad(loss(x), x, create_graph=True)
+    torch.testing.assert_close(again, plain)

@@ -116,7 +116,7 @@ class _Chunked(torch.autograd.Function):
         rest = (None,) * 8
         if needs_formula(upstream):
             again = by_autograd(
-                lambda: _formula(hidden, weight, bias, targets, found, ctx.mixture, ctx.reduction),
+                lambda h, w, b: _formula(h, w, b, targets, found, ctx.mixture, ctx.reduction),
                 leaves, needs, upstream,
             )  # fmt: skip
             if targets.bad is None and _checks.values_readable(upstream):

@@ -61,12 +61,14 @@ class _LogIntegral(torch.autograd.Function):
         return values
 
     @staticmethod
-    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, None]:
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
         ahead, gradient = ctx.saved_tensors
         if not _rows.needs_formula(upstream):
             return gradient * upstream.unsqueeze(1), None
-        formula = lambda: _formula(ahead, ctx.nodes)  # noqa: E731
-        return _rows.by_autograd(formula, [ahead], [True], upstream)[0], None
+        again = _rows.by_autograd(
+            lambda given: _formula(given, ctx.nodes), [ahead], [True], upstream
+        )
+        return *again, None
 
 
 # Function.apply has no type of its own in PyTorch.

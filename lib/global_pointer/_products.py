@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from lib import _checks, _refusals
-from lib._rows import LOG2_E, finite
+from lib._rows import LOG2_E, by_autograd, finite, needs_formula
 from lib.global_pointer._arguments import Shape, keep_cells, upcast
 from lib.zlpr import sparse_zlpr_loss
 
@@ -25,7 +25,6 @@ __all__ = [
     "Cells",
     "Pairs",
     "cells_of",
-    "gradients",
     "head_losses",
     "log1p_sums",
     "losses_of_tables",
@@ -279,11 +278,14 @@ class _Factorised(torch.autograd.Function):
         )
         positives, opened = Cells(*rest[:4]), _Opened(*rest[4:])
         pairs = Pairs(pair, keys)
-        if torch.is_grad_enabled() or not _checks.values_readable(upstream):
-            gradients = _by_autograd(
-                (pairs, start, end), lists, mask, ctx.causal, upstream, ctx.needs_input_grad[:4]
-            )
-            return (*gradients, None, None, None, None)
+        if needs_formula(upstream):
+            again = by_autograd(
+                lambda scores, keys, start, end: table_losses(
+                    Pairs(scores, keys).table(), start, end, lists, mask, ctx.causal
+                ),
+                (pair, keys, start, end), ctx.needs_input_grad[:4], upstream,
+            )  # fmt: skip
+            return (*again, None, None, None, None)
         shape = Shape(*start.shape)
         # Products of weights and upstream must neither overflow nor underflow for its sake.
         largest = upstream.abs().amax() if upstream.numel() else upstream.new_ones(())
@@ -548,28 +550,3 @@ def log1p_sums(terms: Tensor, key: Tensor, groups: int) -> Tensor:
     top = terms.new_zeros(groups).scatter_reduce_(0, key, terms, "amax")  # the 1 is a term of 0
     rest = torch.zeros_like(top).index_add_(0, key, _exp_(terms - top[key]))
     return (torch.expm1(-top) + rest).log1p_().add_(top)
-
-
-def _by_autograd(
-    parts: tuple[Pairs, Tensor, Tensor],
-    positives: Tensor,
-    mask: Tensor | None,
-    causal: bool,
-    upstream: Tensor,
-    needed: tuple[bool, ...],
-) -> Iterator[Tensor | None]:
-    """Gradients by plain operations; differentiable again where gradients are recorded."""
-    with torch.enable_grad():
-        pairs, start, end = parts
-        losses = table_losses(pairs.table(), start, end, positives, mask, causal)
-    return gradients(losses, (*pairs, start, end), upstream, needed)
-
-
-def gradients(
-    losses: Tensor, inputs: tuple[Tensor | None, ...], upstream: Tensor, needed: tuple[bool, ...]
-) -> Iterator[Tensor | None]:
-    """Gradients of what is ``needed`` of the inputs, with a graph where gradients are recorded."""
-    wanted = [one for one, needs in zip(inputs, needed, strict=True) if needs and one is not None]
-    again = torch.is_grad_enabled()
-    found = iter(torch.autograd.grad(losses, wanted, upstream, create_graph=again))
-    return (next(found) if needs else None for needs in needed)

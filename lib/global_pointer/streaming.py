@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from lib import _checks, _refusals
-from lib._rows import LOG2_E, finite
+from lib._rows import LOG2_E, by_autograd, finite, needs_formula
 from lib.global_pointer._arguments import (
     Shape,
     check_mask,
@@ -20,7 +20,7 @@ from lib.global_pointer._arguments import (
     upcast,
     wrong_positives,
 )
-from lib.global_pointer._products import cells_of, gradients, log1p_sums, losses_of_tables
+from lib.global_pointer._products import cells_of, log1p_sums, losses_of_tables
 
 __all__ = ["streaming_zlpr_loss"]
 
@@ -282,10 +282,11 @@ class _Streaming(torch.autograd.Function):
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
         queries, keys, bias, positives, mask, shifts, factors, pulls, *places = ctx.saved_tensors
         table, row, column = places
-        if torch.is_grad_enabled() or not _checks.values_readable(upstream):
-            needed = ctx.needs_input_grad[:3]
-            inputs = (queries, keys, bias)
-            again = _by_autograd(inputs, positives, mask, ctx.causal, upstream, needed)
+        if needs_formula(upstream):
+            again = by_autograd(
+                lambda q, k, b: _table_losses(q, k, b, positives, mask, ctx.causal),
+                (queries, keys, bias), ctx.needs_input_grad[:3], upstream,
+            )  # fmt: skip
             return (*again, None, None, None)
         flat = upstream.reshape(-1)
         pulls, factors = pulls * -flat[table], factors * flat
@@ -364,17 +365,3 @@ def _places(
         row[some] - tile.rows.start,
         column[some] - tile.left,
     )
-
-
-def _by_autograd(
-    inputs: tuple[Tensor, Tensor, Tensor],
-    positives: Tensor,
-    mask: Tensor | None,
-    causal: bool,
-    upstream: Tensor,
-    needed: tuple[bool, ...],
-) -> Iterator[Tensor | None]:
-    """Gradients by plain operations; differentiable again where gradients are recorded."""
-    with torch.enable_grad():
-        losses = _table_losses(*inputs, positives, mask, causal)
-    return gradients(losses, inputs, upstream, needed)

@@ -320,8 +320,8 @@ def _slow_gradients(
     with torch.enable_grad():
         wide = targets.to(torch.promote_types(targets.dtype, torch.float32))
 
-    def formula() -> Tensor:
-        return _checks.reduce(_formula(rows, wide, mask), reduction)
+    def formula(scores: Tensor, degrees: Tensor) -> Tensor:
+        return _checks.reduce(_formula(scores, degrees, mask), reduction)
 
     found = by_autograd(formula, [rows, wide], needed, upstream)
     if found[1] is not None:

@@ -69,7 +69,7 @@ class _ByRows(torch.autograd.Function):
         rows, mask, shift, total = ctx.saved_tensors
         if needs_formula(upstream):
             again = by_autograd(
-                lambda: _formula(rows, mask, ctx.gamma)[1], [rows], [True], upstream
+                lambda scores: _formula(scores, mask, ctx.gamma)[1], [rows], [True], upstream
             )
             return *again, None, None
         factor = upstream.unsqueeze(1) / total

@@ -240,7 +240,7 @@ class _ByLists(torch.autograd.Function):
         if needs_formula(upstream):
             labels = torch.where(counts, column, -1)
             again = by_autograd(
-                lambda: _formula(rows, labels, mask, True), [rows], [True], upstream
+                lambda scores: _formula(scores, labels, mask, True), [rows], [True], upstream
             )
             return *again, None, None, None, None, None, None
         upstream = upstream.unsqueeze(1)
@@ -296,8 +296,8 @@ class _AtOnce(torch.autograd.Function):
         rows, positive, mask, slopes, negatives, positives = ctx.saved_tensors
         if needs_formula(upstream):
 
-            def again() -> Tensor:
-                return _checks.reduce(_formula(rows, positive, mask, False), ctx.reduction)
+            def again(scores: Tensor) -> Tensor:
+                return _checks.reduce(_formula(scores, positive, mask, False), ctx.reduction)
 
             return *by_autograd(again, [rows], [True], upstream), None, None, None, None
         if ctx.reduction == "mean":
@@ -345,7 +345,7 @@ class _ByTable(torch.autograd.Function):
         rows, positive, mask, shifts, factors = ctx.saved_tensors
         if needs_formula(upstream):
             again = by_autograd(
-                lambda: _formula(rows, positive, mask, False), [rows], [True], upstream
+                lambda scores: _formula(scores, positive, mask, False), [rows], [True], upstream
             )
             return *again, None, None, None, None
         factors = factors * upstream.unsqueeze(1)
