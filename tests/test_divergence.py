@@ -14,6 +14,8 @@ from torch.utils.checkpoint import checkpoint
 
 from lib import _checks
 from lib.divergence import (
+    _arguments,
+    _kernels,
     r_drop,
     sigmoid_divergence,
     softmax_divergence,
@@ -516,3 +518,123 @@ def test_the_short_way_is_the_long_way(function):
     far = torch.full((1, 2), 3e38)
     function(far, -far)  # their difference is infinite, they are not
     assert function(torch.zeros(2, 0, 3), torch.zeros(2, 0, 3)).item() == 0
+
+
+# ------------------------------------------------------------------ moderate scores, done by hand
+
+
+def by_formula(monkeypatch, function, *arguments, **options):
+    """Value and gradients as where some scores are large."""
+    with monkeypatch.context() as patch:
+        patch.setattr(_arguments, "MODERATE", 0.0)
+        return outcome(function, *arguments, **options)
+
+
+def outcome(function, s, u, weight=1.0, **options):
+    s, u = (x.clone().requires_grad_() for x in (s, u))
+    value = function(s, u, **options)
+    return value.detach(), *torch.autograd.grad((value * weight).sum(), (s, u))
+
+
+@pytest.mark.parametrize("function", ALL)
+@pytest.mark.parametrize("change", [1e-6, 1e-2, 1.0, 20.0])
+@pytest.mark.parametrize("cells", [(1, 1), (3, 7), (2, 3, 50)])
+def test_both_ways_agree(function, change, cells, monkeypatch):
+    generator = torch.Generator().manual_seed(18)
+    noise = torch.randn(2, *cells, generator=generator, dtype=torch.float64)
+    u = 3 * noise[0].clamp(-6, 6)
+    s = (u + change * noise[1]).clamp(-20, 20)
+    some = torch.rand(cells, generator=generator) < 0.7
+    some[0] = cells[0] == 1  # a position in which nothing counts
+    weight = torch.randn(cells[:-1], generator=generator, dtype=torch.float64)
+    for mask in (None, some):
+        for options in ({"reduction": "none", "weight": weight}, {"reduction": "sum"}, {}):
+            ours = outcome(function, s, u, mask=mask, **options)
+            plain = by_formula(monkeypatch, function, s, u, mask=mask, **options)
+            for x, y, size in zip(ours, plain, (0, 1, 1), strict=True):
+                # One class alone has divergence and gradient 0, here up to a rounding of 1.
+                atol = 1e-15 if cells == (1, 1) else size * 1e-13 * y.abs().max()
+                torch.testing.assert_close(x, y, rtol=1e-12, atol=atol)
+            with monkeypatch.context() as patch:
+                patch.setattr(_kernels, "_PART_CELLS", 8)  # many parts
+                for x, y in zip(outcome(function, s, u, mask=mask, **options), ours, strict=True):
+                    torch.testing.assert_close(x, y, rtol=1e-12, atol=1e-13 * y.abs().max())
+            with torch.no_grad():
+                options.pop("weight", None)
+                torch.testing.assert_close(function(s, u, mask=mask, **options), ours[0])
+
+
+@pytest.mark.parametrize("function", ALL)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_gradients_have_the_digits_of_float64(function, dtype, monkeypatch):
+    """Every cell's gradient, of small changes and of the largest that are done by hand."""
+    generator = torch.Generator().manual_seed(19)
+    digits = 4e-6 if dtype == torch.float32 else 1e-14
+    for change in (1e-4, 1e-2, 1.0, 40.0):
+        noise = torch.randn(2, 4, 3000, generator=generator, dtype=torch.float64)
+        u = (3 * noise[0]).clamp(-20, 20).to(dtype)
+        s = (u.double() + change * noise[1]).clamp(-20, 20).to(dtype)
+        ours = outcome(function, s, u)
+        true = by_formula(monkeypatch, function, s.double(), u.double())
+        for x, y in zip(ours, true, strict=True):
+            assert x.isfinite().all()
+            torch.testing.assert_close(x.double(), y, rtol=digits, atol=digits * y.abs().max())
+
+
+@pytest.mark.parametrize("function", ALL)
+def test_the_largest_moderate_scores(function):
+    """Nothing leaves float32 where every score is at the limit, on any side."""
+    ends = torch.tensor([20.0, -20.0])
+    sides = torch.cartesian_prod(ends, ends, ends)
+    s, u = sides.repeat_interleave(8, 0), sides.repeat(8, 1)
+    s = torch.cat([s, s[:, :1].expand(-1, 40)], 1)
+    u = torch.cat([u, u[:, :1].expand(-1, 40)], 1)
+    value, *slopes = outcome(function, s, u, reduction="none")
+    assert value.isfinite().all()
+    assert all(slope.isfinite().all() for slope in slopes)
+    for k in (1, 8, 20, 35, 62):
+        true = exact(function, s[k].tolist(), u[k].tolist())
+        assert abs(value[k].item() - true) <= 2e-5 * true
+
+
+def test_expm1_and_exp_have_all_digits():
+    x = torch.cat([10.0 ** torch.linspace(-30, 1.9, 4000, dtype=torch.float64), torch.zeros(200)])
+    x = torch.cat([x, -x, torch.linspace(-0.3, 0.3, 4000, dtype=torch.float64)])
+    for dtype in (torch.float32, torch.float64):
+        given = x.to(dtype)
+        small, full, *spare = (torch.empty_like(given) for _ in range(4))
+        _kernels._expm1_exp(given, small, full, *spare)
+        eps = torch.finfo(dtype).eps
+        torch.testing.assert_close(small.double(), given.double().expm1(), rtol=6 * eps, atol=0)
+        torch.testing.assert_close(full.double(), given.double().exp(), rtol=6 * eps, atol=0)
+
+
+@pytest.mark.parametrize("function", ALL)
+def test_second_derivatives_of_moderate_scores(function):
+    generator = torch.Generator().manual_seed(20)
+    s, u = torch.randn(2, 2, 3, generator=generator, dtype=torch.float64)
+    for reduction in ("none", "mean", "sum"):
+        call = functools.partial(function, reduction=reduction)
+        pair = (s.clone().requires_grad_(), u.clone().requires_grad_())
+        assert torch.autograd.gradcheck(call, pair)
+        assert torch.autograd.gradgradcheck(call, pair)
+        # One argument may be made of the other.
+        assert torch.autograd.gradgradcheck(lambda x, call=call: call(x, x.sin()), pair[:1])
+    value = function(*pair)
+    once = torch.autograd.grad(value, pair, retain_graph=True)
+    again = torch.autograd.grad(value, pair, create_graph=True)
+    torch.testing.assert_close(once, tuple(x.detach() for x in again))
+
+
+@pytest.mark.parametrize("function", ALL)
+def test_moderate_scores_are_done_by_hand(function, monkeypatch):
+    def fails(*arguments):
+        raise AssertionError
+
+    s = torch.tensor([[20.0, -20.0, 0.0]])
+    monkeypatch.setattr(_arguments, "reduced", fails)
+    for mask in (None, torch.tensor([True, False, True])):
+        with pytest.raises(AssertionError):
+            function(s, -s, mask=mask)
+    for pair in ((s * 1.01, s), (s, s * 1.01)):
+        function(*pair)

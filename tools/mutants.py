@@ -96,11 +96,14 @@ MUTANTS = (
     ),
     _divergence("gap * -(-gap).expm1() * high", "gap * (1 - (-gap).exp()) * high"),
     _divergence("expm1()).sum(-1, keepdim=True).log1p()", "exp()).sum(-1, keepdim=True).log()"),
-    _divergence("other.to(dtype).masked_fill(gone, 0)", "other.to(dtype)", "_arguments"),
+    _divergence("u.masked_fill(gone, 0)", "u", "_arguments"),
     _divergence(
         "(logits == -inf) & (other == -inf)", "(logits == -inf) | (other == -inf)", "_arguments"
     ),
     _divergence("regret(u, s, gone)) / 2", "regret(u, s, gone))"),
+    _divergence("weight.mul_(keep)", "pass", "_kernels"),
+    _divergence("upstream.neg() if", "upstream if", "_kernels"),
+    _divergence(".view(*s.shape[:-1], 1)", "", "_kernels"),
     _divergence("alpha / 4 *", "alpha / 2 *", "training"),
     _divergence("r = _unit(gradient, r)", "r = _unit(probe.detach(), r)", "training"),
     _divergence("device=place, dtype=torch.float32)", "device=place)", "training"),

@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from lib import _checks
-from lib.divergence._arguments import filled, finish, prepare
+from lib.divergence._arguments import divergence, filled
+from lib.divergence._kernels import mean_regret_rows, regret_rows, sigmoid_rows, softmax_rows
 from lib.divergence._regret import LARGE, regret
 
 __all__ = ["sigmoid_divergence", "softmax_divergence", "zlpr_divergence", "zlpr_regret"]
@@ -73,25 +74,7 @@ def softmax_divergence(
     >>> print(f"{softmax_divergence(s, -s):.4f} {softmax_divergence(s, s - 5):.4f}")
     2.3008 0.0000
     """
-    s, u, gone, bad = prepare(logits, other, mask, reduction, validate)
-    # A position without cells: any finite equal scores will do, the divergence is 0.
-    rivals = None if gone is None else gone & ~gone.all(-1, keepdim=True)
-    log_p = filled(s, rivals, -inf).log_softmax(-1)
-    log_q = filled(u, rivals, -inf).log_softmax(-1)
-    change = s - u
-    # log E_q exp(change), measured from the mean change: where one score holds all the weight, its
-    # own change is then 0 and not the rounding of a difference.
-    below = change - (log_q.exp() * change).sum(-1, keepdim=True).detach()
-    below = filled(below, gone, 0)
-    tame = below.detach().amax(-1, keepdim=True) <= LARGE
-    by_log1p = (log_q.exp() * below.clamp(max=LARGE).expm1()).sum(-1, keepdim=True).log1p()
-    by_logsumexp = (log_q + below).logsumexp(-1, keepdim=True)
-    ratio = below - torch.where(tame, by_log1p, by_logsumexp)  # log p - log q
-    up = ratio >= 0
-    size = torch.where(up, ratio, -ratio)
-    larger = torch.where(up, log_p, log_q)
-    cells = larger.exp() * -(-size).expm1() * size
-    return finish(filled(cells, gone, 0).sum(-1), bad, reduction)
+    return divergence(logits, other, mask, reduction, validate, _softmax, softmax_rows)
 
 
 def sigmoid_divergence(
@@ -137,12 +120,7 @@ def sigmoid_divergence(
     >>> print(f"{sigmoid_divergence(s, -s):.4f} {sigmoid_divergence(s, s - 5):.4f}")
     1.8485 7.3642
     """
-    s, u, gone, bad = prepare(logits, other, mask, reduction, validate)
-    first = s >= u
-    high, low = torch.where(first, s, u), torch.where(first, u, s)
-    gap = high - low
-    cells = gap * -(-gap).expm1() * high.sigmoid() * (-low).sigmoid()
-    return finish(filled(cells, gone, 0).sum(-1), bad, reduction)
+    return divergence(logits, other, mask, reduction, validate, _sigmoid, sigmoid_rows)
 
 
 def zlpr_regret(
@@ -196,8 +174,7 @@ def zlpr_regret(
     >>> print(f"{zlpr_regret(s, s + 1):.4f} {zlpr_regret(s + 1, s):.4f}")
     0.2401 0.2392
     """
-    s, u, gone, bad = prepare(logits, target, mask, reduction, validate, name="target")
-    return finish(regret(s, u, gone), bad, reduction)
+    return divergence(logits, target, mask, reduction, validate, regret, regret_rows, name="target")
 
 
 def zlpr_divergence(
@@ -244,5 +221,40 @@ def zlpr_divergence(
     >>> print(f"{zlpr_divergence(s, -s):.4f} {zlpr_divergence(s, s - 5):.4f}")
     1.2123 2.5974
     """
-    s, u, gone, bad = prepare(logits, other, mask, reduction, validate)
-    return finish((regret(s, u, gone) + regret(u, s, gone)) / 2, bad, reduction)
+    return divergence(logits, other, mask, reduction, validate, _mean_regret, mean_regret_rows)
+
+
+def _softmax(s: Tensor, u: Tensor, gone: Tensor | None) -> Tensor:
+    """Divergence of each position; cells that are gone hold 0 in both arguments."""
+    # A position without cells: any finite equal scores will do, the divergence is 0.
+    rivals = None if gone is None else gone & ~gone.all(-1, keepdim=True)
+    log_p = filled(s, rivals, -inf).log_softmax(-1)
+    log_q = filled(u, rivals, -inf).log_softmax(-1)
+    change = s - u
+    # log E_q exp(change), measured from the mean change: where one score holds all the weight, its
+    # own change is then 0 and not the rounding of a difference.
+    below = change - (log_q.exp() * change).sum(-1, keepdim=True).detach()
+    below = filled(below, gone, 0)
+    tame = below.detach().amax(-1, keepdim=True) <= LARGE
+    by_log1p = (log_q.exp() * below.clamp(max=LARGE).expm1()).sum(-1, keepdim=True).log1p()
+    by_logsumexp = (log_q + below).logsumexp(-1, keepdim=True)
+    ratio = below - torch.where(tame, by_log1p, by_logsumexp)  # log p - log q
+    up = ratio >= 0
+    size = torch.where(up, ratio, -ratio)
+    larger = torch.where(up, log_p, log_q)
+    cells = larger.exp() * -(-size).expm1() * size
+    return filled(cells, gone, 0).sum(-1)
+
+
+def _sigmoid(s: Tensor, u: Tensor, gone: Tensor | None) -> Tensor:
+    """As :func:`_softmax`."""
+    first = s >= u
+    high, low = torch.where(first, s, u), torch.where(first, u, s)
+    gap = high - low
+    cells = gap * -(-gap).expm1() * high.sigmoid() * (-low).sigmoid()
+    return filled(cells, gone, 0).sum(-1)
+
+
+def _mean_regret(s: Tensor, u: Tensor, gone: Tensor | None) -> Tensor:
+    """As :func:`_softmax`."""
+    return (regret(s, u, gone) + regret(u, s, gone)) / 2
