@@ -47,19 +47,19 @@ PATTERNS = ("Normal", "EPO", "SEO", "SOO")
 """The overlap patterns, in the order in which tables show them."""
 
 SEVERAL = "entity that occurs several times"
-"""Among notes: one of the occurrences was chosen."""
+"""A note that one of the occurrences was chosen."""
 
 INSIDE_A_WORD = "entity that occurs only inside a word"
-"""Among notes: the annotation cuts a word, as the text is written."""
+"""A note that the annotation cuts a word, as the text is written."""
 
 TRIMMED = "entity trimmed of white space at its ends"
-"""Among notes: what was cut off are characters that no reader sees."""
+"""A note that characters which no reader sees were cut off."""
 
 BLANK = "entity of white space alone"
-"""A reason for dropping a triple: nothing is left of the entity."""
+"""A reason for dropping a triple, of which nothing is left of an entity."""
 
 REPEATED = "triple repeated"
-"""A reason for dropping a triple: the example has it already."""
+"""A reason for dropping a triple, which the example has already."""
 
 
 @dataclass(frozen=True, slots=True, order=True)
