@@ -98,7 +98,7 @@ class UnitEmbeddings(nn.Module):
         self.register_buffer("is_padding", skipped, persistent=False)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]  # untyped in PyTorch
         # All that moves a module comes through here; to_empty gives it memory without values.
         self._filled = not _checks.values_readable(self.rows) or self._holds_directions()
         return self
