@@ -358,4 +358,5 @@ def test_half_a_character_is_refused_by_name(linkers, tmp_path, field):
         assert result.exit_code == 2, result.output
         assert result.stderr.startswith(f"Error: {source}, line 1: ")
         assert f"{field} holds '\\ud83d', half of a surrogate pair" in result.stderr
-        assert len(result.stderr.splitlines()) == (1 if words[0] == "train" else 3)
+        assert f"{source}, line 2: " in result.stderr
+        assert len(result.stderr.splitlines()) == (2 if words[0] == "train" else 3)

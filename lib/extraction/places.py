@@ -134,9 +134,11 @@ def best_places(
 
     best = {}
     for entity, of_one in found.items():
-        ranks = {place: rank(place) for place in of_one}
+        if len(of_one) > 1:  # nothing to choose for most
+            ranks = [rank(place) for place in of_one]
+            of_one = [place for place, its in zip(of_one, ranks, strict=True) if its == min(ranks)]
         if of_one:
-            best[entity] = [place for place in of_one if ranks[place] == min(ranks.values())]
+            best[entity] = of_one
     return best
 
 

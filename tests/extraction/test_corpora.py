@@ -6,6 +6,7 @@ import io
 import json
 import os
 import re
+import sys
 import time
 import zipfile
 from collections import Counter
@@ -658,7 +659,8 @@ def test_loading_is_quick(tmp_path: Path) -> None:
     start = time.process_time()
     corpus = load_corpus(f"webnlg={folder}")
     assert len(corpus.train) == 5100
-    assert time.process_time() - start < 2
+    # Coverage, which looks at every line, makes it about four times as slow.
+    assert time.process_time() - start < (2 if sys.gettrace() is None else 8)
 
 
 def test_records_are_the_documented_format() -> None:
