@@ -80,7 +80,7 @@ def test_every_package_that_is_imported_is_asked_for():
     """By its own name, not as another's dependency: in the library, tests, tools and pages."""
     folders = ("lib", "tests", "tools", "benchmarks", "book/_ext")
     sources = {p: p.read_text("utf-8") for name in folders for p in (ROOT / name).rglob("*.py")}
-    for page in (ROOT / "book").glob("*.md"):
+    for page in (ROOT / "book").rglob("*.md"):
         cells = re.findall(
             r"```{code-cell}[^\n]*\n(?:---\n.*?---\n|(?::.*\n)+)?(.*?)```",
             page.read_text("utf-8"),

@@ -19,15 +19,15 @@ def cells(path):
 
 
 def test_there_are_notebooks():
-    assert [path.stem for path in notebooks.sources()] == [path.stem for path in NOTEBOOKS] != []
+    assert [path.with_suffix(".ipynb") for path in notebooks.sources()] == NOTEBOOKS != []
 
 
-@pytest.mark.parametrize("path", notebooks.sources(), ids=lambda p: p.stem)
+@pytest.mark.parametrize("path", notebooks.sources(), ids=notebooks.name)
 def test_notebook_agrees_with_its_text_and_was_run(path):
     assert notebooks.differences(path) == []
 
 
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=notebooks.name)
 def test_outputs_name_no_place_on_the_author_s_machine(path):
     for cell in cells(path):
         text = json.dumps(cell.get("outputs", []))
@@ -35,13 +35,13 @@ def test_outputs_name_no_place_on_the_author_s_machine(path):
         assert not re.search(r"(/home/|/root/|/tmp/|/Users/|site-packages)", text), cell.source
 
 
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=notebooks.name)
 def test_no_cell_is_left_out_of_the_comparison(path):
     for cell in cells(path):
         assert not {"nbval-ignore-output", "nbval-skip"} & set(cell.metadata.get("tags", []))
 
 
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=notebooks.name)
 def test_figures_have_alternative_text(path):
     for cell in cells(path):
         for output in cell.get("outputs", []):

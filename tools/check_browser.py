@@ -1,9 +1,10 @@
 """Open every built page in Chromium, with other hosts out of reach, and report what a reader would.
 
-python tools/check_browser.py _build/html [--pictures FOLDER]
+python -m tools.check_browser _build/html [--pictures FOLDER]
 
 For each page: a request that leaves the site, a console error, a formula that was not
 typeset, a page wider than a phone, and what axe finds in the content (light and dark).
+An old address must lead on to what took its place, with its anchor.
 Where no Chromium is found the check says so and passes: CI installs one.
 """
 
@@ -12,15 +13,21 @@ from __future__ import annotations
 import argparse
 import functools
 import http.server
+import json
 import shutil
 import sys
 import threading
+from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import axe_playwright_python
-from playwright.sync_api import Page, ViewportSize, sync_playwright
+from playwright.sync_api import Page, TimeoutError, ViewportSize, sync_playwright
+
+from tools.check_html import PUBLISHED
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-sync"]
@@ -57,6 +64,12 @@ def settle(page: Page) -> None:
     page.evaluate("() => window.MathJax?.startup?.promise")
 
 
+def picture_name(url: str) -> str:
+    """Return what the pictures of a page are called: a chapter's main page is an index of many."""
+    page = Path(urlsplit(url).path)
+    return page.stem if page.stem != "index" else page.parent.name
+
+
 def look(page: Page, url: str, pictures: Path | None) -> tuple[list[str], int]:
     """Return what is wrong with one page, and how many formulas it holds."""
     found: list[str] = []
@@ -74,33 +87,36 @@ def look(page: Page, url: str, pictures: Path | None) -> tuple[list[str], int]:
             first = places[0]["html"][:160]
             found.append(f"axe ({scheme}): {violation['id']}, {len(places)} place(s): {first}")
         if pictures:
-            page.screenshot(path=pictures / f"{Path(url).stem}-{scheme}.png", full_page=True)
+            page.screenshot(path=pictures / f"{picture_name(url)}-{scheme}.png", full_page=True)
     page.evaluate("() => { document.documentElement.dataset.theme = 'light'; }")
     page.set_viewport_size(PHONE)
     page.wait_for_timeout(200)
     found += [f"wider than a phone by {line}" for line in page.evaluate(WIDER)]
     if pictures:
-        page.screenshot(path=pictures / f"{Path(url).stem}-phone.png", full_page=True)
+        page.screenshot(path=pictures / f"{picture_name(url)}-phone.png", full_page=True)
     page.set_viewport_size(DESKTOP)
     return found, formulas
 
 
 def pages(site: Path) -> list[str]:
-    """Return the addresses of the book's pages, longest first, without Sphinx's own."""
+    """Return the addresses of the book's pages, longest first.
+
+    Left out are Sphinx's own and those that only lead on: `leads_on` follows these.
+    """
     found = [
         path
         for path in site.rglob("*.html")
         if not any(part.startswith("_") for part in path.relative_to(site).parts)
         and path.name not in ("genindex.html", "py-modindex.html", "search.html")
+        and "<article" in path.read_text("utf-8")
     ]
     found.sort(key=lambda path: (-path.stat().st_size, path))
     return [path.relative_to(site).as_posix() for path in found]
 
 
-def check(
-    site: Path, browser_path: str, pictures: Path | None, names: list[str]
-) -> tuple[list[str], int]:
-    """Open pages and return what is wrong with them, one line each, and their formulas' number."""
+@contextmanager
+def served(site: Path) -> Iterator[str]:
+    """Serve a site on this machine, and give its address."""
 
     class Quiet(http.server.SimpleHTTPRequestHandler):
         def log_message(self, *args: Any) -> None:
@@ -109,13 +125,46 @@ def check(
     class Server(http.server.ThreadingHTTPServer):
         request_queue_size = 128  # the 5 of the library turn connections of a busy page away
 
-    handler = functools.partial(Quiet, directory=str(site))
-    server = Server(("127.0.0.1", 0), handler)
+    server = Server(("127.0.0.1", 0), functools.partial(Quiet, directory=str(site)))
     threading.Thread(target=server.serve_forever, daemon=True).start()
-    home = f"http://127.0.0.1:{server.server_port}/"
+    try:
+        yield f"http://127.0.0.1:{server.server_port}/"
+    finally:
+        server.shutdown()
+
+
+def leads_on(site: Path, browser_path: str) -> list[str]:
+    """Follow the old addresses in a browser: each must lead on and keep its anchor."""
+    found = []
+    published = json.loads(PUBLISHED.read_text("utf-8"))
+    with served(site) as home, sync_playwright() as play:
+        browser = play.chromium.launch(executable_path=browser_path, args=FLAGS)
+        page = browser.new_page()
+        for address, anchors in published.items():
+            if "const moved" not in (site / address).read_text("utf-8"):
+                continue
+            for anchor in ("", anchors[0], anchors[-1]):
+                page.goto(f"{home}{address}#{anchor}", wait_until="commit")
+                wanted = f"[id='{anchor}']" if anchor else "article"
+                try:
+                    page.wait_for_selector(wanted, state="attached")
+                except TimeoutError:
+                    found.append(f"{address}#{anchor}: led to {page.url}")
+                    continue
+                place = urlsplit(page.url)
+                if place.fragment != anchor or place.path == f"/{address}":
+                    found.append(f"{address}#{anchor}: led to {page.url}")
+        browser.close()
+    return found
+
+
+def check(
+    site: Path, browser_path: str, pictures: Path | None, names: list[str]
+) -> tuple[list[str], int]:
+    """Open pages and return what is wrong with them, one line each, and their formulas' number."""
     found: list[str] = []
     total = 0
-    with sync_playwright() as play:
+    with served(site) as home, sync_playwright() as play:
         browser = play.chromium.launch(executable_path=browser_path, args=FLAGS)
         context = browser.new_context(viewport=DESKTOP)
         here: list[str] = []
@@ -138,7 +187,6 @@ def check(
             total += formulas
             found += [f"{name}: {line}" for line in [*here, *lines]]
         browser.close()
-    server.shutdown()
     return found, total
 
 
@@ -161,9 +209,13 @@ def main() -> int:
         look_at = functools.partial(check, args.site, browser, args.pictures)
         results = list(pool.map(look_at, shares))
     found = sorted(line for lines, _ in results for line in lines)
+    found += leads_on(args.site, browser)
     formulas = sum(count for _, count in results)
     print(f"{len(names)} pages opened, {formulas} formulas, {len(found)} findings")
-    print("\n".join(found) or "no request leaves, no console error, nothing wider than a phone")
+    print(
+        "\n".join(found)
+        or "no request leaves, no console error, nothing wider than a phone, no old address lost"
+    )
     return int(bool(found))
 
 

@@ -1,8 +1,8 @@
 """Turn the chapters' text into notebooks with outputs, or check that the two agree.
 
-A chapter with code is kept twice: NAME.md is its source (MyST text, the one
-people edit and review), NAME.ipynb is what running it gave (the one the book
-shows and nbval re-runs).
+A page with code is kept twice: NAME.md is its source (MyST text, the one people
+edit and review), NAME.ipynb is what running it in its folder gave (the one the
+book shows and nbval re-runs). A chapter is a folder; its main page is called index.
 
     python tools/notebooks.py [--check] [--jobs N] [NAME.md ...]
 """
@@ -30,6 +30,11 @@ TIMEOUT_S = 600
 def sources() -> list[Path]:
     """Return the pages that hold code, in order."""
     return sorted(p for p in BOOK.rglob("*.md") if "\n```{code-cell}" in p.read_text("utf-8"))
+
+
+def name(path: Path) -> str:
+    """Return what to call a page: its place in the book, where there is many an index."""
+    return path.relative_to(BOOK).as_posix() if path.is_relative_to(BOOK) else path.name
 
 
 def read_source(path: Path) -> nbformat.NotebookNode:
@@ -69,27 +74,28 @@ def run(path: Path) -> str:
     fresh = target.with_suffix(".ipynb.new")
     nbformat.write(nb, fresh)
     fresh.replace(target)
-    return target.name
+    return name(target)
 
 
 def differences(path: Path) -> list[str]:
     """Say how the notebook of a page differs from the page's text."""
     target = path.with_suffix(".ipynb")
+    made, text = name(target), name(path)
     if not target.exists():
-        return [f"{target.name} is missing: run make notebooks"]
+        return [f"{made} is missing: run make notebooks"]
     want, have = read_source(path), nbformat.read(target, as_version=4)
     if len(want.cells) != len(have.cells):
-        return [f"{target.name} has {len(have.cells)} cells, {path.name} has {len(want.cells)}"]
+        return [f"{made} has {len(have.cells)} cells, {text} has {len(want.cells)}"]
     found = []
     count = 0
     for number, (a, b) in enumerate(zip(want.cells, have.cells, strict=True)):
         if (a.cell_type, a.source, a.metadata) != (b.cell_type, b.source, b.metadata):
-            found.append(f"{target.name}: cell {number} differs from {path.name}")
+            found.append(f"{made}: cell {number} differs from {text}")
         if b.cell_type == "code":
             count += 1
             if b.execution_count != count:  # nbval compares nothing in a cell without one
                 found.append(
-                    f"{target.name}: cell {number} was not run in order "
+                    f"{made}: cell {number} was not run in order "
                     f"(execution count {b.execution_count}, expected {count})"
                 )
     return found
@@ -110,8 +116,8 @@ def main() -> int:
         print("\n".join(found) or f"{len(paths)} notebooks agree with their text")
         return int(bool(found))
     with ProcessPoolExecutor(args.jobs) as pool:
-        for name in pool.map(run, paths):
-            print("wrote", name)
+        for made in pool.map(run, paths):
+            print("wrote", made)
     return 0
 
 

@@ -13,7 +13,7 @@ from sphinx_external_toc.collectors import TocTreeCollectorWithStyles
 
 MATHJAX_MAIN = "tex-chtml-full.js"
 MATHJAX_KEPT = (MATHJAX_MAIN, "output/chtml/fonts/woff-v2/")
-CHAPTER = re.compile(r"(\d\d)_")
+CHAPTER = re.compile(r"book/(\d\d)_\w+/")
 SHOWN = ("torch", "numpy", "transformers", "matplotlib", "jupyter-book", "Sphinx")
 
 
@@ -32,7 +32,7 @@ class Versions(SphinxDirective):
 
 
 def number_by_name(app, config):
-    """Give chapter book/NN_name the number NN, whichever chapters stand before it.
+    """Give the pages of folder book/NN_name the number NN, whichever chapters stand before it.
 
     Numbers of chapters and equations then stay when a chapter comes in between.
     """
@@ -41,7 +41,7 @@ def number_by_name(app, config):
     def assign_and_name(collector, env):
         changed = assign(collector, env)
         for page, numbers in env.toc_secnumbers.items():
-            if not (named := CHAPTER.match(Path(page).name)):
+            if not (named := CHAPTER.match(page)):
                 continue
             chapter = int(named[1])
             for anchor, number in numbers.items():
