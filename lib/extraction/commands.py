@@ -13,7 +13,7 @@ import os
 import shlex
 import sys
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import fields
 from io import BufferedIOBase
@@ -49,7 +49,7 @@ from lib.extraction.triples import Corpus, Example, example_to_json
 with needs("extraction"):
     import click
 
-__all__ = ["ENCODER_OPTIONS", "extractor_commands"]
+__all__ = ["ENCODER_OPTIONS", "command", "command_group", "extractor_commands"]
 
 ENCODER_OPTIONS = (
     click.Option(
@@ -193,6 +193,18 @@ def _one_line_warnings() -> Iterator[None]:
 
         warnings.showwarning = show
         yield
+
+
+def command(
+    name: str, run: Callable[..., object], params: Sequence[click.Parameter], help: str
+) -> click.Command:
+    """Return a command with one line on standard error, and status 2, for what users do wrong."""
+    return _Command(name, callback=run, params=list(params), help=help)
+
+
+def command_group(help: str, *commands: click.Command) -> click.Group:
+    """Return commands under one program, which speaks UTF-8 on every system."""
+    return _Group(help=help, commands=commands)
 
 
 def extractor_commands(

@@ -4,6 +4,8 @@ What counts as equal is said by ``match``:
 
 - ``"exact"``: both spans and the relation agree. Positions count, so the right words at another
   place of the text are wrong. The default, and the rule for corpora that annotate positions.
+- ``"typed"``: as ``"exact"``, and the types of both entities agree. An entity without a type has a
+  type of its own, so a model that names none is right only where the annotation names none.
 - ``"text"``: the words of both spans and the relation agree, wherever they stand. The rule of the
   published results on corpora that annotate words only (NYT, WebNLG, DuIE).
 - ``"partial"``: as ``"text"``, but only the last word of each span counts. The rule for the
@@ -11,19 +13,20 @@ What counts as equal is said by ``match``:
   code of CasRel keeps the *first* word instead; as the annotation is one word, the two rules
   differ only where a model predicts several, and there the last word is the annotated one.
 
-Triples are compared as sets within each text: a triple predicted twice counts once.
+Triples are compared as sets within each text: a triple predicted twice counts once. Of a symmetric
+relation, (a, r, b) and (b, r, a) are one triple.
 """
 
 from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Hashable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from lib.extraction.triples import PATTERNS, Span, Triple, overlap_patterns
 
 __all__ = ["Counts", "Match", "Scores", "evaluate_triples"]
 
-Match = Literal["exact", "text", "partial"]
+Match = Literal["exact", "typed", "text", "partial"]
 
 SIZES = ("1", "2", "3", "4", "5+")
 """How texts are grouped by the number of their gold triples."""
@@ -182,6 +185,7 @@ def evaluate_triples(
     *,
     texts: Sequence[str] | None = None,
     match: Match = "exact",
+    symmetric: Collection[str] = (),
 ) -> Scores:
     """Score predicted triples against the gold triples of the same texts.
 
@@ -191,8 +195,11 @@ def evaluate_triples(
         One collection per text, in the same order. A collection may be empty.
     texts : sequence of str, optional
         The texts. Needed, and only used, by the rules ``"text"`` and ``"partial"``.
-    match : {"exact", "text", "partial"}
+    match : {"exact", "typed", "text", "partial"}
         What counts as equal; see the top of this module.
+    symmetric : collection of str
+        The relations that hold both ways or not at all, such as ``"sibling of"``. Their triples
+        count once, whichever entity comes first.
 
     Returns
     -------
@@ -210,15 +217,19 @@ def evaluate_triples(
     >>> scores = evaluate_triples([[Triple(a, "r", b), Triple(a, "r", c)]], [[Triple(a, "r", b)]])
     >>> scores.precision, scores.recall, scores.patterns["SEO"].gold
     (1.0, 0.5, 2)
+    >>> evaluate_triples([[Triple(a, "r", b)]], [[Triple(b, "r", a)]], symmetric=["r"]).f1
+    1.0
     """
     if len(predicted) != len(gold):
         raise ValueError(
             f"gold and predicted must be about the same texts: expected {len(gold)} collections "
             f"in predicted, got {len(predicted)}"
         )
-    if match not in ("exact", "text", "partial"):
-        raise ValueError(f"match must be 'exact', 'text' or 'partial', got {match!r}")
-    if match != "exact" and texts is None:
+    if match not in get_args(Match):
+        raise ValueError(f"match must be one of {get_args(Match)}, got {match!r}")
+    if isinstance(symmetric, str):
+        raise ValueError(f"symmetric must be a collection of relations, got {symmetric!r}")
+    if match not in ("exact", "typed") and texts is None:
         raise ValueError(f"match={match!r} compares words and needs texts, got None")
     if texts is not None and len(texts) != len(gold):
         raise ValueError(
@@ -231,7 +242,7 @@ def evaluate_triples(
     sizes = dict.fromkeys(SIZES, Counts())
     number = Counter(dict.fromkeys(("all", *PATTERNS, *SIZES), 0))
     for index, (true, guess) in enumerate(zip(gold, predicted, strict=True)):
-        key = _key(match, texts[index] if texts is not None else "")
+        key = _key(match, texts[index] if texts is not None else "", symmetric)
         true_keys = {key(triple): triple.relation for triple in true}
         guess_keys = {key(triple): triple.relation for triple in guess}
         counts = Counts(len(true_keys.keys() & guess_keys.keys()), len(guess_keys), len(true_keys))
@@ -251,17 +262,23 @@ def evaluate_triples(
     return Scores(match, micro, dict(sorted(relations.items())), patterns, sizes, dict(number))
 
 
-def _key(match: Match, text: str) -> Callable[[Triple], Hashable]:
+def _key(match: Match, text: str, symmetric: Collection[str]) -> Callable[[Triple], Hashable]:
     """Return the function that maps equal triples of one text to equal keys."""
-    if match == "exact":
-        return lambda triple: triple
 
-    def words(span: Span) -> str:
+    def entity(span: Span) -> tuple[Any, ...]:
+        if match == "exact":
+            return span.start, span.end
+        if match == "typed":
+            return span.start, span.end, span.type
         full = span.of(text)
         # A span of white space has no last word; it then stands for itself.
-        return full if match == "text" else (full.split() or [full])[-1]
+        return (full if match == "text" else (full.split() or [full])[-1],)
 
-    return lambda triple: (words(triple.subject), triple.relation, words(triple.object))
+    def key(triple: Triple) -> Hashable:
+        ends = entity(triple.subject), entity(triple.object)
+        return triple.relation, *(sorted(ends) if triple.relation in symmetric else ends)
+
+    return key
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -62,7 +62,7 @@ REPEATED = "triple repeated"
 """A reason for dropping a triple, which the example has already."""
 
 
-@dataclass(frozen=True, slots=True, order=True)
+@dataclass(frozen=True, slots=True, order=True, repr=False)
 class Span:
     """The characters ``[start, end)`` of a text.
 
@@ -70,6 +70,9 @@ class Span:
     ----------
     start, end : int
         ``0 <= start < end``. A span is never empty.
+    type : str
+        What kind of entity it is, such as ``"Person"``; empty if nothing is said. It is carried
+        along and does not count when spans are compared: boundaries are scored without it.
 
     Raises
     ------
@@ -83,10 +86,13 @@ class Span:
     ('Ada', 3)
     >>> span.overlaps(Span(6, 9)), span.overlaps(Span(7, 9))
     (True, False)
+    >>> Span(4, 7, "Person"), Span(4, 7, "Person") == span
+    (Span(start=4, end=7, type='Person'), True)
     """
 
     start: int
     end: int
+    type: str = field(default="", compare=False)
 
     def __post_init__(self) -> None:
         """Refuse bounds that enclose no character."""
@@ -94,6 +100,11 @@ class Span:
             raise ValueError(
                 f"a span needs 0 <= start < end, got start={self.start} and end={self.end}"
             )
+
+    def __repr__(self) -> str:
+        """Name the type only where there is one."""
+        kind = f", type={self.type!r}" if self.type else ""
+        return f"Span(start={self.start}, end={self.end}{kind})"
 
     def __len__(self) -> int:
         """Return the number of characters."""
@@ -163,7 +174,10 @@ class Example:
     def __post_init__(self) -> None:
         """Refuse spans outside the text, repeated triples and strings that are not Unicode."""
         strings = [("id", self.id), ("text", self.text)]
-        for name, string in (*strings, *(("relation", t.relation) for t in self.triples)):
+        for t in self.triples:
+            strings.append(("relation", t.relation))
+            strings += [("type", span.type) for span in (t.subject, t.object) if span.type]
+        for name, string in strings:
             try:
                 string.encode()
             except UnicodeEncodeError as error:
@@ -255,6 +269,8 @@ class Corpus:
 def digest(splits: Mapping[str, Iterable[Example]]) -> str:
     """Return the sha256 of splits: of their names and their records, in order.
 
+    Types of entities do not count, as they do not when examples are compared.
+
     Examples
     --------
     >>> digest({"train": [Example("1", "Ada")]})[:12]
@@ -264,7 +280,11 @@ def digest(splits: Mapping[str, Iterable[Example]]) -> str:
     for name, examples in splits.items():
         hasher.update(f"{name}\n".encode())
         for example in examples:
-            line = json.dumps(example_to_json(example), ensure_ascii=True, sort_keys=True)
+            record = example_to_json(example)
+            for triple in record["triples"]:
+                for role in ("subject", "object"):
+                    triple[role].pop("type", None)
+            line = json.dumps(record, ensure_ascii=True, sort_keys=True)
             hasher.update(f"{line}\n".encode())
     return hasher.hexdigest()
 
@@ -368,20 +388,24 @@ def trim_entities(example: Example) -> tuple[Example, Counter[str], Counter[str]
     >>> trim_entities(example)[0].strings(), trim_entities(example)[2][TRIMMED]
     ((('Ada', 'wrote', 'Notes'),), 2)
     """
-    found = {span: span for t in example.triples for span in (t.subject, t.object)}
-    gone = set()
+    # A span is found whatever its type is; each mention keeps its own.
+    entities = {span for t in example.triples for span in (t.subject, t.object)}
+    found = {span: trim(example.text, (span.start, span.end)) for span in entities}
+    gone = {span for span, (start, end) in found.items() if start == end}
     notes: Counter[str] = Counter()
-    for span in found:
-        start, end = trim(example.text, (span.start, span.end))
-        if start == end:
-            gone.add(span)
-        elif (start, end) != (span.start, span.end):
-            found[span] = Span(start, end)
-            notes[TRIMMED] += 1
+    notes[TRIMMED] = sum(found[s] != (s.start, s.end) for s in entities - gone)
+    notes = +notes
     if not gone and not notes:
         return example, Counter(), notes
     left = [t for t in example.triples if not {t.subject, t.object} & gone]
-    triples = dict.fromkeys(Triple(found[t.subject], t.relation, found[t.object]) for t in left)
+    triples = dict.fromkeys(
+        Triple(
+            Span(*found[t.subject], t.subject.type),
+            t.relation,
+            Span(*found[t.object], t.object.type),
+        )
+        for t in left
+    )
     dropped = {BLANK: len(example.triples) - len(left), REPEATED: len(left) - len(triples)}
     return replace(example, triples=tuple(triples)), +Counter(dropped), notes
 
@@ -389,7 +413,8 @@ def trim_entities(example: Example) -> tuple[Example, Counter[str], Counter[str]
 def example_to_json(example: Example) -> dict[str, Any]:
     """Return the record of an example in the JSON-lines format of the book.
 
-    Each entity is written with its text and both ends, so that reading needs no search.
+    Each entity is written with its text and both ends, so that reading needs no search, and with
+    its type if it has one.
 
     Examples
     --------
@@ -401,7 +426,8 @@ def example_to_json(example: Example) -> dict[str, Any]:
     """
 
     def entity(span: Span) -> dict[str, Any]:
-        return {"text": span.of(example.text), "start": span.start, "end": span.end}
+        place = {"text": span.of(example.text), "start": span.start, "end": span.end}
+        return place | ({"type": span.type} if span.type else {})
 
     return {
         "id": example.id,
@@ -428,7 +454,8 @@ def example_from_json(
     record : dict
         ``{"id": …, "text": …, "triples": [{"subject": …, "relation": …, "object": …}]}``. ``id``
         may be missing. A subject or object is a string that occurs in the text, or
-        ``{"text": …, "start": …}``, or ``{"start": …, "end": …}``, or all three.
+        ``{"text": …, "start": …}``, or ``{"start": …, "end": …}``, or all three. Beside these,
+        ``"type"`` may name the kind of entity.
     default_id : str
         The id of a record that brings none.
     labelled : bool
@@ -475,6 +502,7 @@ def example_from_json(
     if not isinstance(raw, list):
         raise ValueError(f"'triples' must be a list, got {_kind(raw)}")
     stated = []
+    types = []
     for number, item in enumerate(raw, start=1):
         if not isinstance(item, Mapping):
             raise ValueError(f"triple {number} must be a JSON object, got {_kind(item)}")
@@ -486,7 +514,18 @@ def example_from_json(
             for role in ("subject", "object")
         )
         stated.append((subject, relation, object_))
-    triples = _placed(text, stated, occurrence, notes)
+        types.append(
+            tuple(_type(item[role], f"triple {number}: {role}") for role in ("subject", "object"))
+        )
+    placed = _placed(text, stated, occurrence, notes)
+    triples = [
+        Triple(
+            Span(t.subject.start, t.subject.end, its),
+            t.relation,
+            Span(t.object.start, t.object.end, other),
+        )
+        for t, (its, other) in zip(placed, types, strict=True)
+    ]
     return Example(str(given), text, tuple(dict.fromkeys(triples)))
 
 
@@ -542,6 +581,13 @@ def _field(record: Mapping[str, Any], name: str, where: str) -> str:
     if not isinstance(value, str):
         raise ValueError(f"{where}: {name!r} must be a string, got {_kind(value)}")
     return value
+
+
+def _type(value: object, where: str) -> str:
+    """Return the type that one entity of a record has, if it names one."""
+    if not isinstance(value, Mapping) or value.get("type") is None:
+        return ""
+    return _field(value, "type", where)
 
 
 def _entity(value: object, text: str, where: str, notes: Counter[str]) -> Span | str:

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.metrics import precision_recall_fscore_support
 
-from lib.extraction.metrics import Counts, evaluate_triples
+from lib.extraction.metrics import Counts, Match, evaluate_triples
 from lib.extraction.triples import PATTERNS, Span, Triple, overlap_patterns
 
 TEXT = "Tim Brooke met Ann and Tim"
@@ -106,7 +106,8 @@ def test_nothing_gives_zero_with_counts() -> None:
     ("arguments", "message"),
     [
         ({"predicted": [[], []]}, "expected 1 collections in predicted, got 2"),
-        ({"match": "fuzzy"}, "match must be 'exact', 'text' or 'partial', got 'fuzzy'"),
+        ({"match": "fuzzy"}, "match must be one of .*'exact', 'typed'.* got 'fuzzy'"),
+        ({"symmetric": "met"}, "symmetric must be a collection of relations, got 'met'"),
         ({"match": "partial"}, "match='partial' compares words and needs texts, got None"),
         ({"match": "text", "texts": []}, "texts must hold 1 texts.* got 0"),
     ],
@@ -171,3 +172,20 @@ def test_rates_of_nothing_are_no_zeros_in_the_table() -> None:
     assert rows["saw"] == ["0.0000", "–", "–", "0", "1", "0"]
     assert rows["ran"] == ["1.0000", "1.0000", "1.0000", "1", "1", "1"]
     assert rows["SOO"] == ["–", "–", "–", "0", "0", "0"]
+
+
+def test_typed_compares_types_and_exact_does_not() -> None:
+    ann, tim = Span(15, 18, "Person"), Span(0, 3, "Person")
+    gold = [[Triple(tim, "met", ann)], [Triple(tim, "saw", ann)]]
+    predicted = [[Triple(tim, "met", ANN)], [Triple(Span(0, 3, "Person"), "saw", ann)]]
+    assert evaluate_triples(gold, predicted).micro == Counts(2, 2, 2)
+    assert evaluate_triples(gold, predicted, match="typed").micro == Counts(1, 2, 2)
+
+
+@pytest.mark.parametrize("match", ["exact", "typed", "text", "partial"])
+def test_a_symmetric_triple_counts_once(match: Match) -> None:
+    gold = [[Triple(TIM, "met", ANN), Triple(ANN, "met", TIM), Triple(TIM, "saw", ANN)]]
+    predicted = [[Triple(ANN, "met", TIM), Triple(ANN, "saw", TIM)]]
+    scores = evaluate_triples(gold, predicted, texts=[TEXT], match=match, symmetric=["met"])
+    # "met" is one triple on both sides; "saw" keeps its direction.
+    assert scores.relations == {"met": Counts(1, 1, 1), "saw": Counts(0, 1, 1)}

@@ -336,3 +336,62 @@ def test_where_an_example_was_read_is_no_part_of_what_it_is():
     assert digest({"train": [Example("1", "Ada", source="a")]}) == digest(
         {"train": [Example("1", "Ada")]}
     )
+
+
+TYPED = {
+    "id": "1",
+    "text": "Ada wrote Notes",
+    "triples": [
+        {
+            "subject": {"text": "Ada", "start": 0, "end": 3, "type": "Person"},
+            "relation": "wrote",
+            "object": {"text": "Notes", "start": 10, "end": 15, "type": "Work"},
+        }
+    ],
+}
+
+
+def test_types_are_kept_and_boundaries_are_compared_without_them() -> None:
+    example = example_from_json(TYPED)
+    assert example_to_json(example) == TYPED
+    assert [t.subject.type for t in example.triples] == ["Person"]
+    bare = example_from_json(
+        {
+            "id": "1",
+            "text": "Ada wrote Notes",
+            "triples": [{"subject": "Ada", "relation": "wrote", "object": "Notes"}],
+        }
+    )
+    assert example == bare
+    assert digest({"train": [example]}) == digest({"train": [bare]})
+    assert "type" not in example_to_json(bare)["triples"][0]["subject"]
+
+
+def test_a_type_stays_when_its_entity_is_trimmed_or_found_by_its_words() -> None:
+    record = {
+        "text": "Ada wrote Notes",
+        "triples": [
+            {
+                "subject": {"start": 0, "end": 4, "type": "Person"},
+                "relation": "wrote",
+                "object": {"text": "Notes", "type": "Work"},
+            }
+        ],
+    }
+    (triple,) = trim_entities(example_from_json(record))[0].triples
+    assert repr(triple.subject) == "Span(start=0, end=3, type='Person')"
+    assert triple.object.type == "Work"
+
+
+@pytest.mark.parametrize(
+    ("type", "message"),
+    [(7, "triple 1: subject: 'type' must be a string, got 7"), ("\ud800", "type holds")],
+)
+def test_a_type_must_be_a_string(type: object, message: str) -> None:
+    subject = {"text": "Ada", "type": type}
+    record = {
+        "text": "Ada",
+        "triples": [{"subject": subject, "relation": "is", "object": "Ada"}],
+    }
+    with pytest.raises(ValueError, match=message):
+        example_from_json(record)

@@ -2,9 +2,10 @@
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from lib.extraction.corpora.formats import refuse_other_formats
@@ -26,11 +27,12 @@ MOST_FAULTS = 20
 
 
 class Reading(NamedTuple):
-    """What one file gave."""
+    """What one file gave; `samples` says where each kind of loss or decision was first met."""
 
     examples: tuple[Example, ...]
     dropped: Counter[str]
     notes: Counter[str]
+    samples: Mapping[str, str] = MappingProxyType({})
 
 
 class MalformedLinesError(ValueError):
@@ -70,20 +72,19 @@ def _numbered(data: bytes) -> Iterator[tuple[int, bytes]]:
             yield number, raw
 
 
-def parse_lines(data: bytes, where: str) -> Iterator[tuple[int, Any]]:
+def parse_lines(data: bytes, where: str, faults: list[str]) -> Iterator[tuple[int, Any]]:
     """Yield the number and the JSON value of each line that is not blank.
 
-    Raises
-    ------
-    ValueError
-        If `parse_json` refuses a line; the message begins with `where` and the line number.
+    A line that `parse_json` refuses is left out; `faults` receives what is wrong, which begins with
+    `where` and the line number.
     """
     for number, raw in _numbered(data):
         try:
             value = parse_json(raw)
         except ValueError as error:
-            raise ValueError(f"{where}, line {number}: {error}") from error
-        yield number, value
+            faults.append(f"{where}, line {number}: {error}")
+        else:
+            yield number, value
 
 
 def read_jsonl(

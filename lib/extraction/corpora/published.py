@@ -10,9 +10,10 @@ import zipfile
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from typing import Any, NamedTuple
 
-from lib.extraction.corpora.jsonl import Reading, parse_lines
+from lib.extraction.corpora.jsonl import MalformedLinesError, Reading, parse_lines
 from lib.extraction.jsontext import parse_json
 from lib.extraction.places import best_places, places, whole_words
 from lib.extraction.triples import INSIDE_A_WORD, REPEATED, SEVERAL, Example, Span, Triple
@@ -28,6 +29,7 @@ __all__ = [
 ]
 
 NOT_IN_TEXT = "entity not in the text"
+PARTS = "part of a compound object"
 NOT_AN_END = "relation on a token that ends no entity"
 
 LOOSE_TAG = "entity that begins with an I- tag"
@@ -53,22 +55,33 @@ def read_conll04(data: bytes, where: str) -> Reading:
     examples = []
     dropped: Counter[str] = Counter()
     notes: Counter[str] = Counter()
-    for name, rows in _conll_sentences(data, where):
+    samples: dict[str, str] = {}
+    faults: list[str] = []
+    for name, rows in _conll_sentences(data, where, faults):
         marked, loose = _entities(rows)
-        notes[LOOSE_TAG] += loose
-        entities = {last: span for last, (_, span) in marked.items()}
-        triples = []
+        source = f"{where}, line {rows[0].line}" if rows else where
+        if loose:
+            notes[LOOSE_TAG] += loose
+            samples.setdefault(LOOSE_TAG, f"{source}: sentence {name}")
+        entities = {last: replace(span, type=kind) for last, (kind, span) in marked.items()}
+        triples: list[Triple] = []
         for index, row in enumerate(rows):
             for relation, target in row.links:
+                reason = NOT_AN_END
                 if index in entities and target in entities:
-                    triples.append(Triple(entities[index], relation, entities[target]))
-                else:
-                    dropped[NOT_AN_END] += 1
-        distinct = tuple(dict.fromkeys(triples))
-        dropped[REPEATED] += len(triples) - len(distinct)
-        source = f"{where}, line {rows[0].line}" if rows else where
-        examples.append(Example(name, _text(rows), distinct, source))
-    return Reading(tuple(examples), +dropped, +notes)
+                    triple = Triple(entities[index], relation, entities[target])
+                    if triple not in triples:
+                        triples.append(triple)
+                        continue
+                    reason = REPEATED
+                dropped[reason] += 1
+                samples.setdefault(
+                    reason, f"{where}, line {row.line}: {relation!r} to token {target}"
+                )
+        examples.append(Example(name, _text(rows), tuple(triples), source))
+    if faults:
+        raise MalformedLinesError(faults)
+    return Reading(tuple(examples), dropped, notes, samples)
 
 
 def read_conll04_entities(data: bytes, where: str) -> list[tuple[str, list[tuple[str, Span]]]]:
@@ -84,10 +97,14 @@ def read_conll04_entities(data: bytes, where: str) -> list[tuple[str, list[tuple
     ValueError
         As of :func:`read_conll04`.
     """
-    return [
+    faults: list[str] = []
+    found = [
         (_text(rows), list(_entities(rows)[0].values()))
-        for _, rows in _conll_sentences(data, where)
+        for _, rows in _conll_sentences(data, where, faults)
     ]
+    if faults:
+        raise MalformedLinesError(faults)
+    return found
 
 
 class _Row(NamedTuple):
@@ -127,33 +144,45 @@ def _entities(rows: list[_Row]) -> tuple[dict[int, tuple[str, Span]], int]:
     return found, loose
 
 
-def _conll_sentences(data: bytes, where: str) -> Iterator[tuple[str, list[_Row]]]:
-    """Yield the name and the rows of each sentence."""
+def _conll_sentences(
+    data: bytes, where: str, faults: list[str]
+) -> Iterator[tuple[str, list[_Row]]]:
+    """Yield the name and the rows of each sentence; note the first fault of each that has one."""
     name: str | None = None
     rows: list[_Row] = []
-    for number, text in _lines(data, where):
-        if text.startswith("#doc"):
-            if name is not None:
-                yield name, _linked(rows, where)
-            name, rows = text.removeprefix("#doc").strip(), []
-        elif name is None:
-            raise ValueError(f"{where}, line {number}: expected '#doc' before the first token")
-        else:
-            rows.append(_row(text, number, len(rows), f"{where}, line {number}"))
-    if name is not None:
-        yield name, _linked(rows, where)
+    broken = True  # what stands before the first sentence belongs to none
+    try:
+        for number, text in _lines(data, where):
+            if text.startswith("#doc"):
+                if name is not None and not broken and _linked(rows, where, faults):
+                    yield name, rows
+                name, rows, broken = text.removeprefix("#doc").strip(), [], False
+            elif name is None:
+                raise ValueError(f"{where}, line {number}: expected '#doc' before the first token")
+            elif not broken:
+                try:
+                    rows.append(_row(text, number, len(rows), f"{where}, line {number}"))
+                except ValueError as error:
+                    faults.append(str(error))
+                    broken = True
+    except ValueError as error:
+        faults.append(str(error))
+    else:
+        if name is not None and not broken and _linked(rows, where, faults):
+            yield name, rows
 
 
-def _linked(rows: list[_Row], where: str) -> list[_Row]:
-    """Check that relations point to tokens of the sentence."""
+def _linked(rows: list[_Row], where: str, faults: list[str]) -> bool:
+    """Tell whether relations point to tokens of the sentence, and note the first that does not."""
     for row in rows:
         for relation, target in row.links:
             if not 0 <= target < len(rows):
-                raise ValueError(
+                faults.append(
                     f"{where}, line {row.line}: {relation!r} points to token {target}, "
                     f"but the sentence has {len(rows)}"
                 )
-    return rows
+                return False
+    return True
 
 
 def _row(text: str, line: int, index: int, where: str) -> _Row:
@@ -219,30 +248,53 @@ def read_triple_lists(data: bytes, where: str) -> Reading:
     if not isinstance(records, list):
         raise ValueError(f"{where}: expected a list of records, got {type(records).__name__}")
 
-    def facts(record: Any) -> Iterable[tuple[str, str, str]]:
+    def facts(record: Any) -> Iterable[_Fact]:
         for triple in record["triple_list"]:
             subject, relation, object_ = triple
-            yield subject, relation, object_
+            yield _Fact(subject, relation, object_)
 
-    return _place_all(enumerate(records, start=1), facts, f"{where}, record")
+    return _place_all(enumerate(records, start=1), facts, f"{where}, record", [])
 
 
 def read_duie(data: bytes, where: str) -> Reading:
-    """Read DuIE 1.0: one ``{"text": …, "spo_list": […]}`` a line, as text or packed in a zip.
+    """Read DuIE: one ``{"text": …, "spo_list": […]}`` a line.
 
-    The entities are strings; `place_entities` says which occurrence each one means.
+    The entities are strings; `place_entities` says which occurrence each one means. An object of
+    DuIE 2.0 may have parts beside its ``"@value"`` (the role beside the actor), which are dropped
+    and counted.
 
     Raises
     ------
-    ValueError
-        If a line has another form, with its number.
+    MalformedLinesError
+        If lines have another form, with their numbers. It is a ``ValueError``.
     """
 
-    def facts(record: Any) -> Iterable[tuple[str, str, str]]:
+    def facts(record: Any) -> Iterable[_Fact]:
         for spo in record["spo_list"]:
-            yield spo["subject"], spo["predicate"], spo["object"]
+            value, kind = spo["object"], spo.get("object_type", "")
+            parts = 0
+            if isinstance(value, dict) and isinstance(value.get("@value"), str):
+                parts = len(value) - 1
+                value = value["@value"]
+            if isinstance(kind, dict):
+                kind = kind.get("@value", "")
+            yield _Fact(
+                spo["subject"], spo["predicate"], value, spo.get("subject_type", ""), kind, parts
+            )
 
-    return _place_all(parse_lines(data, where), facts, f"{where}, line")
+    faults: list[str] = []
+    return _place_all(parse_lines(data, where, faults), facts, f"{where}, line", faults)
+
+
+class _Fact(NamedTuple):
+    """A triple of strings, with the types of its entities and the parts that are left out."""
+
+    subject: str
+    relation: str
+    object: str
+    subject_type: str = ""
+    object_type: str = ""
+    parts: int = 0
 
 
 def unzip(data: bytes, member: str, where: str) -> bytes:
@@ -266,37 +318,60 @@ def unzip(data: bytes, member: str, where: str) -> bytes:
 
 def _place_all(
     records: Iterable[tuple[int, Any]],
-    facts: Callable[[Any], Iterable[tuple[str, str, str]]],
+    facts: Callable[[Any], Iterable[_Fact]],
     where: str,
+    faults: list[str],
 ) -> Reading:
     """Turn records with entities as strings into examples."""
     examples = []
     dropped: Counter[str] = Counter()
     notes: Counter[str] = Counter()
+    samples: dict[str, str] = {}
+
+    def drop(reason: str, number: int, fact: _Fact, count: int = 1) -> None:
+        if count:
+            dropped[reason] += count
+            samples.setdefault(reason, f"{where} {number}: {' | '.join(fact[:3])}")
+
     for number, record in records:
         try:
             text, stated = record["text"], list(facts(record))
-        except (KeyError, TypeError, ValueError) as error:
-            raise ValueError(
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            faults.append(
                 f"{where} {number}: not a record with a text and its triples "
                 f"({type(error).__name__}: {error})"
-            ) from error
-        for value in (text, *(part for fact in stated for part in fact)):
-            if not isinstance(value, str):
-                raise ValueError(
-                    f"{where} {number}: text, entities and relations must be strings, got {value!r}"
-                )
-        distinct = dict.fromkeys(stated)
-        dropped[REPEATED] += len(stated) - len(distinct)
+            )
+            continue
+        strings = (text, *(part for fact in stated for part in fact[:5]))
+        wrong = [value for value in strings if not isinstance(value, str)]
+        if wrong:
+            faults.append(
+                f"{where} {number}: text, entities and relations must be strings, got {wrong[0]!r}"
+            )
+            continue
+        distinct: dict[tuple[str, str, str], _Fact] = {}
+        for fact in stated:
+            drop(PARTS, number, fact, fact.parts)
+            drop(REPEATED, number, fact, distinct.setdefault(fact[:3], fact) is not fact)
+        before = +notes
         places = place_entities(text, [e for s, _, o in distinct for e in (s, o)], notes)
+        for kind in notes - before:
+            samples.setdefault(kind, f"{where} {number}: {text[:60]!r}")
         triples = []
-        for subject, relation, object_ in distinct:
-            if subject in places and object_ in places:
-                triples.append(Triple(places[subject], relation, places[object_]))
+        for fact in distinct.values():
+            if fact.subject in places and fact.object in places:
+                subject = replace(places[fact.subject], type=fact.subject_type)
+                object_ = replace(places[fact.object], type=fact.object_type)
+                triples.append(Triple(subject, fact.relation, object_))
             else:
-                dropped[NOT_IN_TEXT] += 1
-        examples.append(Example(str(number), text, tuple(triples), f"{where} {number}"))
-    return Reading(tuple(examples), +dropped, +notes)
+                drop(NOT_IN_TEXT, number, fact)
+        try:
+            examples.append(Example(str(number), text, tuple(triples), f"{where} {number}"))
+        except ValueError as error:
+            faults.append(f"{where} {number}: {error}")
+    if faults:
+        raise MalformedLinesError(faults)
+    return Reading(tuple(examples), +dropped, +notes, samples)
 
 
 def place_entities(
