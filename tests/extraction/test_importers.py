@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -484,6 +485,37 @@ def test_csv_groups_rows_and_chooses_occurrences_as_told(tmp_path: Path) -> None
 def test_csv_names_the_bad_line(tmp_path: Path, text: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         read(tmp_path, "csv", text)
+
+
+# The page for readers
+
+PAGE = (Path(__file__).parents[2] / "book" / "howto_data.md").read_text("utf-8")
+SECTION = PAGE.split("(from-another-tool)=")[1].split("**Offsets.**")[0]
+# A format's name begins the paragraph that its block ends.
+SHOWN = dict(
+    re.findall(r"^`([\w-]+)`(?:[^\n]+\n)+?\n```\w+\n(.*?)^```$", SECTION, re.DOTALL | re.M)
+)
+
+
+def test_the_page_shows_every_format() -> None:
+    assert list(SHOWN) == list(FORMATS)
+    assert re.findall(r"^\| `([\w-]+)` \|", PAGE.split("| `--from` |")[1], re.MULTILINE)[
+        : len(FORMATS)
+    ] == list(FORMATS)
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_what_the_page_shows_is_read(tmp_path: Path, format: str) -> None:
+    text = SHOWN[format]
+    if format in ("doccano", "spacy", "spo_list"):  # broken to be read, one line in a file
+        text = json.dumps(json.loads(text))
+    path = source(tmp_path, format, text)
+    if format == "brat":
+        (tmp_path / "a.txt").write_text("Ada Lovelace wrote the Notes.")
+    ada = "Ada" if format == "conll" else "Ada Lovelace"
+    reading = import_file(format, path)
+    assert entities(reading.examples[0]) == [(ada, "Person", "wrote", "Notes", "Work")]
+    assert not reading.dropped
 
 
 # What holds for all
