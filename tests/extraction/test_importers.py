@@ -487,6 +487,52 @@ def test_csv_names_the_bad_line(tmp_path: Path, text: str, message: str) -> None
         read(tmp_path, "csv", text)
 
 
+def test_brat_lines_end_only_where_a_line_ends(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text(BRAT_TEXT.replace("Ada ", "Ada\x0c"))
+    (tmp_path / "a.ann").write_text(BRAT.replace("Ada ", "Ada\x0c"))
+    (example,) = import_file("brat", tmp_path).examples
+    assert example.strings() == (("Ada\x0cQuill", "wrote", "Notes"),)
+
+
+def test_an_id_that_two_entities_have_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(MalformedLinesError, match="line 4: an id must be given once, got 'T1'"):
+        read(tmp_path, "brat", BRAT + "T1\tPerson 16 21\tNotes\n")
+    first, second = DOCCANO["entities"]  # type: ignore[misc]
+    twice = [first, second | {"id": 41}]
+    with pytest.raises(MalformedLinesError, match="id must be given once, got 41 again"):
+        read(tmp_path, "doccano", json.dumps(DOCCANO | {"entities": twice}))
+    ada, notes, relation = STUDIO["annotations"][0]["result"]
+    task = studio(BRAT_TEXT, ada, notes | {"id": "aa"}, relation)
+    with pytest.raises(MalformedLinesError, match="id must be given once, got 'aa' again"):
+        read(tmp_path, "label-studio", json.dumps([task]))
+
+
+def test_label_studio_gives_a_region_of_two_label_sets_twice(tmp_path: Path) -> None:
+    ada, notes, relation = STUDIO["annotations"][0]["result"]
+    again = region("aa", 0, 9, "Ada Quill", "Author")
+    reading = read(
+        tmp_path, "label-studio", json.dumps([studio(BRAT_TEXT, ada, again, notes, relation)])
+    )
+    assert entities(reading.examples[0]) == WROTE
+    assert reading.notes == {"entity with several labels, of which the first is taken": 1}
+
+
+def test_prodigy_does_not_guess_which_span_a_token_ends(tmp_path: Path) -> None:
+    inner = {"start": 4, "end": 9, "token_start": 1, "token_end": 1, "label": "Name"}
+    record = PRODIGY | {"spans": [*PRODIGY["spans"], inner]}  # type: ignore[misc]
+    assert read(tmp_path, "spacy", json.dumps(record)).dropped == {
+        "token that ends several spans": 1
+    }
+
+
+@pytest.mark.parametrize("format", ["doccano", "spacy", "spert", "docred"])
+def test_one_object_over_several_lines_is_read(tmp_path: Path, format: str) -> None:
+    value = json.loads(SOURCES[format])
+    value = value[0] if isinstance(value, list) else value
+    (example,) = read(tmp_path, format, json.dumps(value, indent=1)).examples
+    assert entities(example) == WROTE
+
+
 # The page for readers
 
 PAGE = (Path(__file__).parents[2] / "book" / "howto_data.md").read_text("utf-8")
@@ -507,7 +553,7 @@ def test_the_page_shows_every_format() -> None:
 @pytest.mark.parametrize("format", FORMATS)
 def test_what_the_page_shows_is_read(tmp_path: Path, format: str) -> None:
     text = SHOWN[format]
-    if format in ("doccano", "spacy", "spo_list"):  # broken to be read, one line in a file
+    if format == "spo_list":  # broken to be read, one line in a file
         text = json.dumps(json.loads(text))
     path = source(tmp_path, format, text)
     if format == "brat":

@@ -75,12 +75,15 @@ def _read_pair(gathering: Gathering, id: str, txt: Path, ann: Path) -> None:
     marked: dict[str, Marked] = {}
     triggers: dict[str, str] = {}
     relations: list[tuple[str, str, list[tuple[str, str]]]] = []
-    for number, line in enumerate(decode(ann.read_bytes(), str(ann)).splitlines(), start=1):
+    for number, line in enumerate(decode(ann.read_bytes(), str(ann)).split("\n"), start=1):
         where = f"{ann}, line {number}"
+        line = line.removesuffix("\r")  # the words may hold what Python also calls a line end
         if not line.strip():
             continue
         key, _, rest = line.partition("\t")
         try:
+            if key in marked or key in triggers:
+                raise ValueError(f"an id must be given once, got {key!r} again")
             if key.startswith("T"):
                 marked[key] = (where, *_text_bound(rest))
             elif key.startswith("R"):

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from lib.extraction.corpora.jsonl import Reading
-from lib.extraction.importers.gather import Gathering, json_records, name, positions, span_at
+from lib.extraction.importers.gather import Gathering, json_records, keyed, name, positions, span_at
 
 __all__ = ["read_doccano"]
 
@@ -27,16 +27,19 @@ def read_doccano(path: Path) -> Reading:
         if not isinstance(text, str):
             raise ValueError(f"'text' must be a string, got {text!r:.60}")
         places = positions(text)
-        entities = {
-            e["id"]: span_at(
-                places,
-                text,
-                e["start_offset"],
-                e["end_offset"],
-                name(e["label"], "an entity's label"),
+        entities = keyed(
+            (
+                e["id"],
+                span_at(
+                    places,
+                    text,
+                    e["start_offset"],
+                    e["end_offset"],
+                    name(e["label"], "an entity's label"),
+                ),
             )
             for e in record["entities"]
-        }
+        )
         if None in places and entities:
             gathering.note(UNITS, f"{where}: {text[:40]!r}")
         triples = [

@@ -20,6 +20,7 @@ __all__ = [
     "between",
     "decode",
     "json_records",
+    "keyed",
     "name",
     "positions",
     "same_words",
@@ -136,7 +137,7 @@ def json_records(
     gathering: Gathering,
     read: Callable[[Mapping[str, Any], str, str], object],
 ) -> None:
-    """Read a JSON array, or an object a line; call `read` with each object, its id and its place.
+    """Read a JSON array, an object a line or one object; call `read` with each, its id and place.
 
     What `read` finds malformed (it raises a ``ValueError``, or asks for what is not there) is noted
     among the faults.
@@ -144,15 +145,15 @@ def json_records(
     data = path.read_bytes().removeprefix(b"\xef\xbb\xbf")
     decode(data, str(path))
     records: Iterable[tuple[int, Any]]
-    if data.lstrip()[:1] == b"[":
-        try:
-            records = enumerate(parse_json(data), start=1)
-        except ValueError as error:
+    try:
+        whole = parse_json(data)
+    except ValueError as error:
+        if data.lstrip()[:1] == b"[":
             raise ValueError(f"{path}: {error}") from error
-        kind = "record"
+        records, kind = parse_lines(data, str(path), gathering.faults), "line"
     else:
-        records = parse_lines(data, str(path), gathering.faults)
-        kind = "line"
+        records = enumerate(whole if isinstance(whole, list) else [whole], start=1)
+        kind = "record" if b"\n" in data.strip() or isinstance(whole, list) else "line"
     for number, record in records:
         where = f"{path}, {kind} {number}"
         if not isinstance(record, Mapping):
@@ -202,6 +203,22 @@ def span_at(
 def same_words(found: str, stated: str) -> bool:
     """Tell whether two strings agree but for white space, which tools write in their own ways."""
     return found.split() == stated.replace("\\n", "\n").split()
+
+
+def keyed(pairs: Iterable[tuple[Hashable, End]]) -> dict[Hashable, End]:
+    """Return entities by their ids.
+
+    Raises
+    ------
+    ValueError
+        If two have one id: nobody knows which of them a relation means.
+    """
+    found: dict[Hashable, End] = {}
+    for key, entity in pairs:
+        if key in found:
+            raise ValueError(f"an entity's id must be given once, got {key!r} again")
+        found[key] = entity
+    return found
 
 
 def token_spans(tokens: Sequence[object]) -> tuple[str, list[Span]]:

@@ -54,13 +54,17 @@ def read_label_studio(path: Path) -> Reading:
             gathering.note(UNANNOTATED, where)
             return
         gathering.note(FURTHER, where, len(given) - 1)
-        regions = {}
+        regions: dict[object, Mapping[str, Any]] = {}
         relations = []
         for result in given[0]["result"]:
             if result["type"] == "relation":
                 relations.append(result)
             elif result["type"] in ("labels", "hypertextlabels"):
-                regions[name(result["id"], "a region's id")] = result["value"]
+                key, value = name(result["id"], "a region's id"), result["value"]
+                former = regions.setdefault(key, value)
+                if any(former[end] != value[end] for end in ("start", "end")):
+                    raise ValueError(f"a region's id must be given once, got {key!r} again")
+                gathering.note(TYPES, f"{where}: {key}", former is not value)
         text, places = _text(record["data"], list(regions.values()))
         if places is not None and regions:
             gathering.note(UNITS, f"{where}: {text[:40]!r}")

@@ -21,6 +21,7 @@ from lib.extraction.triples import Triple
 
 __all__ = ["read_spacy"]
 
+AMBIGUOUS = "token that ends several spans"
 REFUSED = "text that was not accepted"
 
 
@@ -47,7 +48,10 @@ def read_spacy(path: Path) -> Reading:
             for s in record.get("spans", [])
         ]
         tokens = {t["id"]: (t["start"], t["end"]) for t in record.get("tokens", [])}
-        by_end = {end: span for end, span in marked if end is not None}
+        by_end: dict[object, End] = {}
+        for end, span in marked:
+            if end is not None:
+                by_end[end] = span if by_end.get(end, span) == span else AMBIGUOUS
 
         def entity(relation: Mapping[str, Any], role: str) -> End:
             stated = relation.get(f"{role}_span")
