@@ -6,8 +6,9 @@ Decisions, and why:
   machine. What a screen reader needs stands in the alternative text of the cell.
 - **Fixed hash salt, no date, no version.** Matplotlib names clip paths by a hash; with a fixed
   salt and without the time stamp two runs write the same bytes, so outputs can be compared.
-- **Opaque white ground.** No ink has enough contrast on white and on a dark page at once, and the
-  theme puts white behind pictures in dark mode anyway. An opaque ground makes that explicit.
+- **Opaque white ground.** No ink has enough contrast on white and on a dark page at once. In the
+  built book the figure becomes part of the page, which gives inks and ground their colours, light
+  or dark (``book/_ext/pictures_ext.py``); a notebook shows it on white.
 - **One column.** A figure is 4.8 inches wide, panels are stacked, text is 10 points: on a screen of
   390 pixels it is still larger than 9 pixels.
 - **Colour is never the only sign.** Lines are labelled where they end; styles differ too.

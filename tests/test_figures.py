@@ -2,8 +2,10 @@
 
 import io
 import itertools
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import matplotlib
 import matplotlib.pyplot as plt
@@ -94,16 +96,35 @@ SIGHT = {
 }  # fmt: skip
 
 
+STYLE = (Path(__file__).resolve().parents[1] / "book/_static/book.css").read_text("utf-8")
+# What a light and a dark page make of the colours: the two rules that set the variables.
+LIGHT, DARK = (
+    dict(re.findall(r"--ink-(\w+): (#[0-9a-f]{6})", rule))
+    for rule in re.findall(r"\{ (--ink-blue:[^}]*)\}", STYLE)
+)
+
+
+def luminance(colour: str) -> float:
+    return float(np.array([0.2126, 0.7152, 0.0722]) @ linear(colour))
+
+
+def test_a_light_page_has_the_colours_themselves():
+    assert LIGHT == figures.COLOURS | {"ground": "#ffffff"}
+    assert set(DARK) == set(LIGHT)
+
+
+@pytest.mark.parametrize("inks", [LIGHT, DARK], ids=["light", "dark"])
 @pytest.mark.parametrize("name", figures.COLOURS)
-def test_contrast_on_white(name):
-    luminance = float(np.array([0.2126, 0.7152, 0.0722]) @ linear(figures.COLOURS[name]))
-    assert 1.05 / (luminance + 0.05) >= 3
+def test_contrast_on_the_ground(inks, name):
+    low, high = sorted((luminance(inks[name]), luminance(inks["ground"])))
+    assert (high + 0.05) / (low + 0.05) >= 3
 
 
+@pytest.mark.parametrize("inks", [LIGHT, DARK], ids=["light", "dark"])
 @pytest.mark.parametrize("sight", SIGHT)
 @pytest.mark.parametrize("pair", list(itertools.combinations(figures.COLOURS, 2)))
-def test_colours_stay_apart(sight, pair):
-    one, other = (lab(SIGHT[sight] @ linear(figures.COLOURS[name])) for name in pair)
+def test_colours_stay_apart(inks, sight, pair):
+    one, other = (lab(SIGHT[sight] @ linear(inks[name])) for name in pair)
     assert np.linalg.norm(one - other) >= 12
 
 
