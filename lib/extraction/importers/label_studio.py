@@ -54,7 +54,7 @@ def read_label_studio(path: Path) -> Reading:
             gathering.note(UNANNOTATED, where)
             return
         gathering.note(FURTHER, where, len(given) - 1)
-        regions: dict[object, Mapping[str, Any]] = {}
+        regions: dict[str, Mapping[str, Any]] = {}
         relations = []
         for result in given[0]["result"]:
             if result["type"] == "relation":
