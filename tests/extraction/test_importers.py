@@ -471,6 +471,7 @@ def test_csv_groups_rows_and_chooses_occurrences_as_told(tmp_path: Path) -> None
     ("text", "message"),
     [
         ("text,subject,object\n", "line 1: the head must name 'relation', got"),
+        ('"text,subject,relation,object\na,b\n', "line 1: unexpected end of data"),
         ("text,subject,relation,object\na,b\n", "line 2: a row must have 4 cells"),
         ("text,subject,relation,object\nAda,Ada,r,Bo\n", "line 2: .*'Bo' does not occur"),
         ("text,subject,relation,object\nAda,Ada,,Ada\n", "line 2: .*'relation' is empty"),

@@ -31,7 +31,10 @@ def read_csv(path: Path, occurrence: Occurrence = "refuse") -> Reading:
     head = text.split("\n", 1)[0]
     delimiter = max((",", ";", "\t"), key=head.count)
     rows = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
-    columns = [column.strip() for column in rows.fieldnames or ()]
+    try:
+        columns = [column.strip() for column in rows.fieldnames or ()]
+    except csv.Error as error:
+        raise ValueError(f"{path}, line 1: {error}") from error
     if missing := [column for column in NEEDED if column not in columns]:
         raise ValueError(f"{path}, line 1: the head must name {missing[0]!r}, got {columns}")
     rows.fieldnames = columns
