@@ -237,7 +237,10 @@ complex_maps = {
     source=OURS,
     hypotheses="queries and keys share the map",
     right=complex_maps["right"],
-    wrong={"a map that grows with the position": complex_maps["grows"]},
+    wrong={
+        "a map that grows with the position": complex_maps["grows"],
+        "a turn by the cube of the position": lambda q, m: q * cmath.exp(0.7j * m**3),
+    },
 )
 @pytest.mark.differs(
     "rope-modulus",
@@ -245,9 +248,12 @@ complex_maps = {
     theirs="That lengths do not depend on the position is chosen as the simplest solution.",
     ours="It is forced when queries and keys share the map; a growing map breaks the identity.",
 )
-@given(seeds, st.integers(0, 20))
-def test_lengths_are_kept(form, check, seed, m):
+@given(seeds, st.integers(0, 20), st.integers(0, 20), st.integers(1, 20))
+def test_lengths_are_kept(form, check, seed, m, n, shift):
     q, k = numbers(seed, 2)
+    # The premise: products see differences only. Without it any turn keeps lengths.
+    product, shifted = ((form(q, m + d) * form(k, n + d).conjugate()).real for d in (0, shift))
+    check.equal(product, shifted)
     check.equal(abs(form(q, m)) * abs(form(k, m)), abs(q) * abs(k))
     check.equal(abs(form(q, m)), abs(q))
 

@@ -277,15 +277,24 @@ def truncation(x, t):
     "eq:soft-truncation",
     kind="inequality",
     source=SU,
-    hypotheses="x_i >= 0; equality for n = 1",
+    hypotheses="x_i >= 0; equality exactly if at most one t_i x_i is not 0",
     right=truncation,
-    wrong={"the weights are forgotten": lambda x, t: 1 + sum(x)},
+    wrong={
+        "the weights are forgotten": lambda x, t: 1 + sum(x),
+        "the mean weight for each": lambda x, t: 1 + sum(t) / len(t) * sum(x),
+    },
 )
-@given(st.lists(st.floats(0.1, 9), min_size=2, max_size=6), degrees(0.1, 1))
-def test_truncation(form, check, x, d):
-    t = [d] * len(x)
-    check.at_most(form(x, t), prod(1 + a * v for v, a in zip(x, t, strict=True)), slack=1e-9)
-    check.equal(form(x[:1], t[:1]), 1 + d * x[0])
+@given(st.lists(st.tuples(st.floats(0, 9), degrees()), min_size=1, max_size=6))
+def test_truncation(form, check, case):
+    x, t = map(list, zip(*case, strict=True))
+    whole = prod(1 + d * v for v, d in case)
+    check.at_most(form(x, t), whole, slack=1e-9)
+    terms = sorted(d * v for v, d in case)
+    if len(terms) > 1 and terms[-2] > 1e-3:
+        check.at_most(form(x, t), whole - terms[-1] * terms[-2], slack=1e-9)  # strict
+    for i, (v, d) in enumerate(case):
+        alone = [v if j == i else 0.0 for j in range(len(x))]
+        check.equal(form(alone, t), 1 + d * v)
 
 
 @pytest.mark.equation(
@@ -1082,6 +1091,7 @@ def test_share(form, check, n, k, rate):
     kind="identity",
     source=OURS,
     right=lambda n, k: k / n,
+    hypotheses="1 <= k < n; the share exceeds one half exactly if the rate exceeds k/n",
     wrong={"relative to the negatives": lambda n, k: k / (n - k)},
 )
 @pytest.mark.differs(
@@ -1091,10 +1101,15 @@ def test_share(form, check, n, k, rate):
     ours="With n labels of which k are true the negatives take over the positive group as soon as "
     "the rate exceeds k/n; a span table has k/n below 0.001.",
 )
-@given(st.integers(2, 10_000), st.integers(1, 50))
-def test_rate(form, check, n, k):
-    k = min(k, n // 2) or 1
-    check.equal(share(n, k, form(n, k)), 0.5)
+@given(st.integers(2, 10_000), st.integers(1, 9_999), degrees(0, 1), st.floats(1e-6, 0.5))
+def test_rate(form, check, n, k, rate, step):
+    k = min(k, n - 1)
+    at = form(n, k)
+    check.equal(share(n, k, at), 0.5)
+    if abs(rate - at) > 1e-9:  # any rate, and rates close by on either side
+        check.true((share(n, k, rate) > 0.5) == (rate > at), f"rate {rate}")
+    check.true(share(n, k, at * (1 - step)) < 0.5, "just below")
+    check.true(share(n, k, at + (1 - at) * step) > 0.5, "just above")
     check.equal(share(8256, 3, 0.1) > 0.99, True)
 
 

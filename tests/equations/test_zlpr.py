@@ -994,9 +994,24 @@ def sharp(s, y):
     source=STANDARD,
     hypotheses="gamma to infinity; the error is at most (log(1+|N|) + log(1+|P|)) / gamma",
     right=sharp,
-    wrong={"the mean violation instead of the worst": lambda s, y: sharp(s, y) / 2},
+    wrong={
+        "the mean violation instead of the worst": lambda s, y: sharp(s, y) / 2,
+        "without the positive part": lambda s, y: (
+            max((v for v, label in zip(s, y, strict=True) if not label), default=0.0)
+            + max((-v for v, label in zip(s, y, strict=True) if label), default=0.0)
+        ),
+    },
 )
-def test_sharp_limit(form, check):
+@given(cases())
+def test_sharp_limit(form, check, case):
+    scores, labels = case
+    kinds = log(1 + len(labels) - sum(labels)) + log(1 + sum(labels))
+    for gamma in (1.0, 8.0, 64.0):
+        error = zlpr([gamma * v for v in scores], labels) / gamma - form(scores, labels)
+        check.at_most(0.0, error, slack=1e-12)
+        check.at_most(error, kinds / gamma, slack=1e-12)
+    none = [0.0] * len(scores)  # all at the threshold: the bound is attained
+    check.equal(zlpr(none, labels) - form(none, labels), kinds)
     s, y = [0.75, 0.75, -1.0, 2.0, -0.5, -0.5, 3.0], [0, 0, 0, 1, 1, 1, 1]
     scales = [8.0, 16.0, 32.0, 64.0, 128.0]
     errors = [abs(zlpr([g * v for v in s], y) / g - form(s, y)) for g in scales]
@@ -1682,17 +1697,6 @@ def test_cut(form, check):
     check.true((s[0] > 0) == (form(s, law, 0) < 0.44 / 0.56), "the sign is another")
 
 
-def rivals_equations(share, m):
-    """How the two conditions at s_1 = 0 fail: zero at the solution (pi, r)."""
-    pi, r = share
-    odds = pi / (1 - pi)
-    return (
-        odds - 2 / (2 + (m - 1) * r),
-        odds * (m * r / (1 + m * r) - 1 / 2)
-        - (1 / (1 + r) - (1 + (m - 1) * r) / (2 + (m - 1) * r)),
-    )
-
-
 def rivals_cut(m, number=float):
     """The marginal at which s_1 = 0, with m equal rivals."""
     mth = mp if number is mp.mpf else math
@@ -1824,11 +1828,12 @@ def test_independent_labels(form, check, n, pi):
     ours="With hard, independent labels of one marginal the factor runs from 1 to 2 as their "
     "number grows.",
 )
-def test_temperature_runs_from_one_to_two(form, check):
-    pi = 0.1
+@pytest.mark.parametrize("pi", [0.02, 0.1, 0.3, 0.45, 0.6, 0.9])
+def test_temperature_runs_from_one_to_two(form, check, pi):
     temperature = lambda n: log(pi / (1 - pi)) / iid_score(n, pi)  # noqa: E731 - three uses below
     check.equal(temperature(1), 1.0)
-    sizes = [200, 400, 800, 1600, 3200]
+    rare = round(1 / min(pi, 1 - pi))  # the rate shows once many labels of the rarer kind are there
+    sizes = [20 * rare * 2**k for k in range(5)]
     check.rate([1 / n for n in sizes], [abs(temperature(n) - form) for n in sizes], order=1)
     middle = [temperature(n) for n in (1, 3, 10, 30, 100, 1000)]
     check.at_most(middle[:-1], middle[1:])
