@@ -49,7 +49,7 @@ def reduced_loss(
         bad = None
         if listed:
             labels, bad = _small_table(labels, rows)
-        elif labels.dtype != torch.bool and not torch.equal(labels * labels, labels):
+        elif labels.dtype != torch.bool and not _binary(labels):
             bad = _checks.not_binary(labels)
         return _at_once(rows, labels, bad, counts, reduction)
     # Beyond that size, narrow means that every cell counts.
@@ -120,6 +120,15 @@ def _small_table(positives: Tensor, rows: Tensor) -> tuple[Tensor, Tensor | None
     # Fillers go to a column before the first class.
     table = rows.new_zeros((count, classes + 1)).scatter_(1, positives + 1, 1.0)
     return table[:, 1:], None
+
+
+def _binary(labels: Tensor) -> bool:
+    """Whether all of a small table is 0 or 1; the quick way to learn that no row is bad."""
+    if not labels.dtype.is_floating_point:
+        return torch.equal(labels * labels, labels)
+    # Quicker than torch.equal; NaN fails both comparisons.
+    low, high = torch.addcmul(labels, labels, labels, value=-1).aminmax()
+    return low.item() == 0 == high.item()
 
 
 def _log1p_sum_exp(terms: Tensor) -> Tensor:
@@ -263,9 +272,10 @@ class _ByLists(torch.autograd.Function):
 
 
 class _AtOnce(torch.autograd.Function):
-    """Reduced loss of few cells with narrow scores: no loop, and the exponentials are kept.
+    """Reduced loss of few cells with narrow scores: no loop, and the gradient formed at once.
 
-    Small inputs wait for Python and for the start of each operation, so that these are few.
+    Small inputs wait for Python and for the start of each operation, so that these are few: both
+    groups lie in one table.
     """
 
     @staticmethod
@@ -278,12 +288,18 @@ class _AtOnce(torch.autograd.Function):
         reduction: str,
     ) -> Tensor:
         dtype = _checks.compute_dtype(rows.dtype)
-        push, pull = _powers(rows.to(dtype), positive.to(dtype), mask)
-        negatives, positives = push.sum(-1), pull.sum(-1)
-        losses = negatives.log1p().add_(positives.log1p())
+        powers = rows.new_empty((2, *rows.shape), dtype=dtype)
+        push, pull = powers.unbind()
+        _powers(rows.to(dtype), numbers(positive, pull), mask, (push, pull))
+        totals = powers.sum(-1, keepdim=True)
+        losses = totals.log1p().sum(0).squeeze(1)
+        gradient = None
+        if ctx.needs_input_grad[0]:
+            # Of each cell one is 0: the difference holds both, and is exact.
+            powers.mul_(totals.add_(1).reciprocal_())
+            gradient = push.sub(pull)
         ctx.reduction = reduction
-        # Of each cell one is 0: the difference holds both, in one table.
-        ctx.save_for_backward(rows, positive, mask, push.sub_(pull), negatives, positives)
+        ctx.save_for_backward(rows, positive, mask, gradient)
         if mask is not None:  # nothing of such a positive has entered the sums
             lost = (positive.bool() & ~mask).any(-1)
             bad = lost if bad is None else bad | lost
@@ -293,7 +309,7 @@ class _AtOnce(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
-        rows, positive, mask, slopes, negatives, positives = ctx.saved_tensors
+        rows, positive, mask, gradient = ctx.saved_tensors
         if needs_formula(upstream):
 
             def again(scores: Tensor) -> Tensor:
@@ -302,11 +318,9 @@ class _AtOnce(torch.autograd.Function):
             return *by_autograd(again, [rows], [True], upstream), None, None, None, None
         if ctx.reduction == "mean":
             upstream = upstream / len(rows)
-        up = (upstream / (1 + negatives)).unsqueeze(1)
-        down = (upstream / (1 + positives)).unsqueeze(1)
-        # Weights of 0 and 1 pick one of the two exactly.
-        gradient = torch.lerp(up, down, positive.to(slopes.dtype)).mul_(slopes)
-        return gradient.to(rows.dtype), None, None, None, None
+        elif ctx.reduction == "none":
+            upstream = upstream.unsqueeze(1)
+        return (gradient * upstream).to(rows.dtype), None, None, None, None
 
 
 class _ByTable(torch.autograd.Function):
