@@ -122,6 +122,7 @@ def _window(ahead: Tensor, nodes: int, tails: _Tails, steps: int | None = None) 
     """
     log_classes = _log(ahead.shape[1])
     per_neper = _nodes_per_neper(log_classes)
+    # PyTorch gives sym_min no types.
     depth = torch.sym_min(_MOST_DEPTH, nodes / per_neper)  # type: ignore[no-untyped-call]
     worst = ahead.amin(1, keepdim=True)
     mode = (-0.5 * worst).clamp(min=0)
