@@ -10,6 +10,7 @@ import torch
 
 PAGES = Path(__file__).resolve().parents[1] / "book" / "api"
 LOSSES = ("softmax", "zlpr", "soft_zlpr", "exact", "emo", "divergence", "global_pointer")
+LOOPS = (*LOSSES, "casrel", "gplinker")
 DIRECTIVE = re.compile(r"^\.\. auto(function|class|data):: lib\.(\w+)\.(\w+)$", re.MULTILINE)
 
 
@@ -31,7 +32,7 @@ def test_every_public_name_stands_on_its_page_functions_first(name):
         assert kind == ("data" if typing.get_origin(value) else expected)
 
 
-@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize("name", LOOPS)
 def test_a_training_loop_trains(name, monkeypatch):
     (code,) = re.findall(r"^```python\n(.*?)^```", read(name), re.MULTILINE | re.DOTALL)
     losses = []
