@@ -103,11 +103,14 @@ def apply_upstream(
     None stands for a factor that they have already. Rounded once: a half-precision gradient without
     its factor may be 0 or infinite. In place: the gradients must be nobody else's.
     """
+    if upstream is not None and not upstream.is_cuda and float(upstream) == 1.0:
+        upstream = None
     found: list[Tensor | None] = []
-    one = upstream is None or (not upstream.is_cuda and float(upstream) == 1.0)
     for gradient, leaf in zip(gradients, leaves, strict=True):
         if gradient is not None and leaf is not None:
-            gradient = (gradient if one else gradient.mul_(upstream)).to(leaf.dtype)
+            if upstream is not None:
+                gradient.mul_(upstream)
+            gradient = gradient.to(leaf.dtype)
         found.append(gradient)
     return found
 

@@ -134,7 +134,7 @@ class _Chunked(torch.autograd.Function):
                 hidden, weight, bias, targets, found, ctx.mixture,
                 factor, needs,
             )  # fmt: skip
-            upstream = None
+            return *apply_upstream(gradients, None, leaves), *rest
         return *apply_upstream(gradients, upstream, leaves), *rest
 
 

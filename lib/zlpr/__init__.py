@@ -253,8 +253,8 @@ def linear_zlpr_loss(
     _checks.check_reduction(reduction)
     states = hidden.reshape(-1, hidden.shape[-1])
     lists = positives.reshape(states.shape[0], positives.shape[-1])
-    result = linear_losses(states, weight, bias, lists, reduction)
     look = validate and _checks.values_readable(hidden, weight, bias, positives)
+    result = linear_losses(states, weight, bias, lists, reduction, look)
     if look and _checks.has_nan(result):
         _refuse_head(hidden.detach(), weight.detach(), bias, positives)
     return result.reshape(hidden.shape[:-1]) if reduction == "none" else result

@@ -23,7 +23,7 @@ __all__ = ["labels_of_rows", "linear_losses"]
 
 _BUFFER_CELLS = 3 << 22  # logits held at a time: 48 MiB in float32
 _SMALL_CELLS = 1 << 18  # up to so many logits a table of them is faster, and holds little
-_LEAST_ROWS = 24  # fewer rows at a time would leave the products waiting for the weight
+_LEAST_ROWS = 64  # fewer rows at a time would leave the products waiting for the weight
 _TILE_CELLS = 1 << 20  # a tile stays in the cache from step to step
 _TILE_ROWS = 1 << 10  # rows of a tile
 
@@ -31,16 +31,24 @@ Leaves = tuple[Tensor, Tensor, Tensor | None]
 
 
 def linear_losses(
-    hidden: Tensor, weight: Tensor, bias: Tensor | None, positives: Tensor, reduction: str
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    positives: Tensor,
+    reduction: str,
+    look: bool,
 ) -> Tensor:
     """Losses ``(N,)`` for ``"none"``, else their scalar; NaN where a row is bad.
 
-    ``hidden`` is ``(N, D)``, ``positives`` ``(N, K)``, filled up with -1.
+    ``hidden`` is ``(N, D)``, ``positives`` ``(N, K)``, filled up with -1. ``look`` tells whether a
+    weight that spoils only gradients is looked for.
     """
     dtype, wide = head_dtypes(hidden, weight, bias)
     bias = None if bias is None else bias.to(wide)
     readable = _checks.values_readable(hidden, weight, bias, positives)
     if not readable or hidden.shape[0] * weight.shape[0] <= _SMALL_CELLS:
+        if look and hidden.requires_grad and torch.is_grad_enabled():
+            blame_weight(weight, weight)
         with _checks.no_autocast(hidden):
             rows = _logits(hidden, weight, bias)
             return reduced_loss(rows, positives, None, reduction, listed=True, readable=readable)
@@ -49,7 +57,7 @@ def linear_losses(
         few_rows = _BUFFER_CELLS // len(weight) < min(_LEAST_ROWS, len(hidden))
         recording = torch.is_grad_enabled()
         way = _by_tiles if few_rows or (recording and weight.dtype != wide) else _by_rows
-        return way(hidden.to(dtype), weight.to(dtype), bias, *lists, reduction, recording)
+        return way(hidden.to(dtype), weight.to(dtype), bias, *lists, reduction, recording, look)
 
 
 def labels_of_rows(
@@ -73,7 +81,7 @@ def labels_of_rows(
         if most is not None:
             top, label = scores.topk(min(most, classes), dim=1)
         else:
-            width = int((scores > threshold).sum(1).max()) if len(scores) else 0
+            width = int((scores > threshold).sum(1).max().item()) if len(scores) else 0
             top, label = scores.topk(width, dim=1)
         found.append((top, label.masked_fill(~(top > threshold), -1)))
     width = max((int((label >= 0).sum(1).max()) for _, label in found if len(label)), default=0)
@@ -112,14 +120,15 @@ class _ByRows(torch.autograd.Function):
         bad: Tensor,
         reduction: str,
         recording: bool,
+        look: bool,
     ) -> Tensor:
+        ctx.reduction, ctx.look = reduction, look
         needs = [recording and need for need in ctx.needs_input_grad[:3]]
         ctx.save_for_backward(hidden, weight, bias, column, counts, some, bad)
-        ctx.reduction = reduction
         # One upstream number for all rows is known to be a factor before it is known.
         share = _share(hidden, reduction) if reduction != "none" and any(needs) else None
         lists = _Lists(column, counts, some, bad)
-        losses, gradients = _row_pass(hidden, weight, bias, lists, share, needs)
+        losses, gradients = _row_pass(hidden, weight, bias, lists, share, needs, look)
         # Made here and seen by nobody else, so nobody can change them; and given away once.
         ctx.gradients = None if share is None else gradients
         return _checks.reduce(losses, reduction)
@@ -135,7 +144,7 @@ class _ByRows(torch.autograd.Function):
         if gradients is not None:
             return *apply_upstream(gradients, upstream, leaves), *_REST
         factor = _factor(upstream, hidden, ctx.reduction)
-        _, gradients = _row_pass(*leaves, lists, factor, ctx.needs_input_grad[:3])
+        _, gradients = _row_pass(*leaves, lists, factor, ctx.needs_input_grad[:3], ctx.look)
         return *apply_upstream(gradients, None, leaves), *_REST
 
 
@@ -154,7 +163,9 @@ class _ByTiles(torch.autograd.Function):
         bad: Tensor,
         reduction: str,
         recording: bool,
+        look: bool,
     ) -> Tensor:
+        ctx.reduction, ctx.look = reduction, look
         wide = _checks.compute_dtype(hidden.dtype)
         lists = _Lists(column, counts, some, bad)
         # Sums of each row, below the largest logit so far.
@@ -175,7 +186,6 @@ class _ByTiles(torch.autograd.Function):
         ctx.save_for_backward(
             hidden, weight, bias, column, counts, some, bad, shift, slope, of_positives.slopes
         )
-        ctx.reduction = reduction
         return _checks.reduce(_total(negatives, of_positives), reduction)
 
     @staticmethod
@@ -203,16 +213,17 @@ class _ByTiles(torch.autograd.Function):
                     total.addmm_(z.T, hidden[here].to(wide))
                 if d_bias is not None:
                     d_bias[tile] += z.sum(0)
-            if d_weight is not None:
+            if d_weight is not None and total is not None:
                 d_weight[tile] = total
-        blame_weight(weight, d_hidden)
+        if ctx.look:
+            blame_weight(weight, d_hidden)
         return *apply_upstream((d_hidden, d_weight, d_bias), None, leaves), *_REST
 
 
 # Function.apply has no type of its own in PyTorch.
 _by_rows: Callable[..., Tensor] = _ByRows.apply
 _by_tiles: Callable[..., Tensor] = _ByTiles.apply
-_REST = (None,) * 6  # no gradient of lists and options
+_REST = (None,) * 7  # no gradient of lists and options
 
 
 def _share(hidden: Tensor, reduction: str) -> float:
@@ -234,7 +245,10 @@ def _again(leaves: Leaves, lists: _Lists, ctx: Any, upstream: Tensor) -> list[Te
         losses = _formula(_logits(hidden, weight, bias), labels, None, True)
         return _checks.reduce(losses, ctx.reduction)
 
-    return by_autograd(formula, leaves, ctx.needs_input_grad[:3], upstream)
+    again = by_autograd(formula, leaves, ctx.needs_input_grad[:3], upstream)
+    if ctx.look and _checks.values_readable(upstream):
+        blame_weight(leaves[1], again[0])
+    return again
 
 
 def _logits(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -308,6 +322,7 @@ def _row_pass(
     lists: _Lists,
     factor: Tensor | float | None,
     needs: Sequence[bool],
+    look: bool,
 ) -> tuple[Tensor, list[Tensor | None]]:
     """Losses of all rows and, with a ``factor``, the gradients of their sum times it."""
     classes, dtype = len(weight), _checks.compute_dtype(hidden.dtype)
@@ -343,7 +358,7 @@ def _row_pass(
             d_weight.addmm_(z.T, rows)
         if d_bias is not None:
             d_bias.add_(z.sum(0))
-    if factor is not None:
+    if factor is not None and look:
         blame_weight(weight, gradients[0])
     return losses, gradients
 

@@ -14,6 +14,7 @@ from lib import casrel, divergence, emo, exact, global_pointer, gplinker, soft_z
 from lib.extraction.alignment import TokenTriple
 from lib.extraction.triples import Example, Span, Triple
 from lib.global_pointer import _products, streaming
+from lib.zlpr import _linear
 from tests.situations.subject import Inputs, Refusal, Subject
 
 WITHOUT_ROWS = {
@@ -32,6 +33,7 @@ WITHOUT_ROWS = {
     "lib.gplinker.Item": "a dataclass of text and Python integers",
     "lib.gplinker.PointerOptions": "a frozen dataclass of numbers and names",
     "lib.gplinker.Tables": "a tuple, of `table_positives`",
+    "lib.zlpr.FoundLabels": "a tuple, of `labels_above`",
 }
 """Public names that compute nothing from tensors and make none, and why."""
 
@@ -189,6 +191,21 @@ def states(g: torch.Generator, batch: int, width: int) -> Inputs:
         "targets": some_ignored(below(g, width, batch)),
         "embeddings": normal(g, width, 6),
     }
+
+
+@seeded
+def states_and_lists(g: torch.Generator, batch: int, width: int) -> Inputs:
+    return {
+        "hidden": normal(g, batch, 4),
+        "weight": normal(g, width, 4),
+        "positives": below(g, width + 1, batch, 2) - 1,
+        "bias": normal(g, width),
+    }
+
+
+@seeded
+def states_and_lists_of_five(g: torch.Generator, batch: int, width: int) -> Inputs:
+    return {"hidden": normal(g, batch, 4), "positives": below(g, 6, batch, 2) - 1}
 
 
 @seeded
@@ -398,6 +415,29 @@ def fixed_table() -> Tensor:
         return torch.randn(
             5, 4, generator=torch.Generator("cpu").manual_seed(1), dtype=torch.float64
         )
+
+
+@contextmanager
+def few_labels_at_a_time():
+    """Tiles of labels, on tables that a test can afford."""
+    with (
+        mock.patch.object(_linear, "_SMALL_CELLS", 0),
+        mock.patch.object(_linear, "_BUFFER_CELLS", 1),
+        mock.patch.object(_linear, "_TILE_CELLS", 4),
+        mock.patch.object(_linear, "_TILE_ROWS", 2),
+    ):
+        yield
+
+
+@contextmanager
+def few_rows_at_a_time():
+    """Rows through a small buffer, on tables that a test can afford."""
+    with (
+        mock.patch.object(_linear, "_SMALL_CELLS", 0),
+        mock.patch.object(_linear, "_BUFFER_CELLS", 8),
+        mock.patch.object(_linear, "_LEAST_ROWS", 0),
+    ):
+        yield
 
 
 @contextmanager
@@ -727,6 +767,45 @@ def all_rows() -> list[Subject]:
         ),
         modules(zlpr.ZLPRLoss, lambda r: zlpr.ZLPRLoss(reduction=r), tables),
         modules(zlpr.SparseZLPRLoss, lambda r: zlpr.SparseZLPRLoss(reduction=r), lists),
+        losses(
+            zlpr.linear_zlpr_loss,
+            states_and_lists,
+            "hidden",
+            "weight",
+            "bias",
+            shared=("weight", "bias"),
+        ),
+        *(
+            losses(
+                zlpr.linear_zlpr_loss,
+                states_and_lists,
+                "hidden",
+                "weight",
+                "bias",
+                shared=("weight", "bias"),
+                name=f"linear_zlpr_loss ({what})",
+                within=within,
+                without=dict.fromkeys(
+                    IN_GRAPHS, "as `linear_zlpr_loss`: graphs take one way for all"
+                ),
+            )
+            for what, within in (("rows", few_rows_at_a_time), ("tiles", few_labels_at_a_time))
+        ),
+        modules(
+            zlpr.LinearZLPRLoss,
+            lambda r: zlpr.LinearZLPRLoss(4, 5, reduction=r),
+            states_and_lists_of_five,
+            smooth=("hidden",),
+            trains=True,
+            without=dict.fromkeys(("compile, dynamic", "export"), "as the function that it calls")
+            | {"layers": "a hook gets its loss: it is the layer itself"},
+        ),
+        plain(
+            zlpr.labels_above,
+            lambda b, w: {k: x for k, x in states_and_lists(b, w).items() if k != "positives"},
+            shared=("weight", "bias"),
+            decides=True,
+        ),
         # soft_zlpr
         losses(soft_zlpr.soft_zlpr_loss, degrees, "logits", "targets"),
         modules(
