@@ -241,6 +241,8 @@ def linear_zlpr_loss(
     ``torch.compile``, ``torch.func`` and for second derivatives the plain formula runs, which holds
     all logits.
 
+    Source: as :func:`sparse_zlpr_loss`; the computation by blocks is ours.
+
     Examples
     --------
     >>> import torch
