@@ -51,10 +51,10 @@ TOO_FAR = "entities too far apart for a window"
 """No window of a long text holds both entities."""
 
 LONG_TEXT = "text read in windows"
-"""Not a triple: a text is longer than the model reads at once, so it is read in several windows."""
+"""Counts no triple but a text that is longer than the model reads at once."""
 
 WINDOW = "window of a text"
-"""Not a triple either: one of the windows of such a text."""
+"""Counts no triple but one window of such a text."""
 
 
 @dataclass(frozen=True, slots=True, order=True)
