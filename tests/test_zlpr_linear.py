@@ -236,6 +236,23 @@ def test_labels_above_are_those_of_the_table(way, most, threshold):
     assert found.labels.shape == (2, 5, widest)
 
 
+@pytest.mark.parametrize("most", [None, 1, 3])
+def test_labels_above_loses_nothing_to_nan(way, most):
+    """A score that is NaN is above nothing, and would take the place of one that is."""
+    hidden, weight = torch.ones(5, 4), -torch.ones(6, 4)
+    weight[3, 2] = nan
+    with pytest.raises(ValueError, match=r"weight must be finite, got nan at weight\[3, 2\]"):
+        labels_above(hidden, weight, most=most)
+    hidden[4, 1] = nan
+    with pytest.raises(ValueError, match=r"hidden must be finite, got nan at hidden\[4, 1\]"):
+        labels_above(hidden, torch.ones(6, 4), most=most)
+
+
+def test_labels_above_leaves_out_what_equals_the_threshold():
+    found = labels_above(torch.ones(1, 1), torch.tensor([[2.0], [1.0], [0.5]]), threshold=1.0)
+    assert found.labels.tolist() == [[0]]
+
+
 def test_labels_above_refuses():
     hidden, weight = torch.randn(2, 4), torch.randn(6, 4)
     with pytest.raises(ValueError, match="threshold must be a number, got nan"):

@@ -1,4 +1,4 @@
-r"""Softmax cross-entropy for many labels at once: the ZLPR loss, dense and sparse.
+r"""Softmax cross-entropy for many labels at once: ZLPR, dense, sparse and without the logits.
 
 Zero-bounded log-sum-exp and pairwise rank-based loss. Every negative score should lie below zero
 and every positive score above it; the loss is the smooth worst violation of each kind.
@@ -202,7 +202,7 @@ def linear_zlpr_loss(
 
     Equal to :func:`sparse_zlpr_loss` of these logits, to rounding. For label spaces whose logits do
     not fit: 1024 rows of 500 000 labels are 2 GB, several times over in a loss that stores them.
-    The memory above the arguments is the gradients and a buffer of 48 MiB.
+    The memory above the arguments is the gradients and a buffer, however many labels there are.
 
     Equations: :eq:`eq:zlpr-loss`, :eq:`eq:zlpr-gradient`
 
@@ -258,7 +258,8 @@ def linear_zlpr_loss(
     look = validate and _checks.values_readable(hidden, weight, bias, positives)
     result = linear_losses(states, weight, bias, lists, reduction, look)
     if look and _checks.has_nan(result):
-        _refuse_head(hidden.detach(), weight.detach(), bias, positives)
+        _refuse_positives(positives, bias, len(weight))
+        _refuse_head(hidden, weight, bias)
     return result.reshape(hidden.shape[:-1]) if reduction == "none" else result
 
 
@@ -302,7 +303,8 @@ def labels_above(
     Raises
     ------
     TypeError, ValueError
-        Shapes, dtypes or devices disagree; ``threshold`` is NaN; ``most`` is no int or below 1.
+        Shapes, dtypes or devices disagree; ``threshold`` is NaN; ``most`` is no int or below 1. A
+        state, weight or bias that makes a logit NaN.
 
     Examples
     --------
@@ -322,6 +324,8 @@ def labels_above(
     with torch.no_grad(), _checks.no_autocast(hidden):
         states = hidden.reshape(-1, hidden.shape[-1])
         found = labels_of_rows(states, weight, bias, threshold, most)
+    if found is None:
+        _refuse_head(hidden, weight, bias)
     return FoundLabels(*(part.reshape(*hidden.shape[:-1], part.shape[-1]) for part in found))
 
 
@@ -417,7 +421,9 @@ class LinearZLPRLoss(nn.Linear):
         self.reduction: _checks.Reduction = reduction
         self.validate = validate
 
-    def forward(self, hidden: Tensor, positives: Tensor) -> Tensor:  # type: ignore[override]
+    def forward(  # type: ignore[override]  # nn.Linear takes no labels
+        self, hidden: Tensor, positives: Tensor
+    ) -> Tensor:
         """Loss of ``hidden`` ``(..., D)`` against label lists ``positives`` ``(..., K)``."""
         return linear_zlpr_loss(
             hidden, self.weight, positives, bias=self.bias, reduction=self.reduction,
@@ -436,29 +442,33 @@ class LinearZLPRLoss(nn.Linear):
         return options + ("" if self.validate else ", validate=False")
 
 
-def _refuse_head(
-    hidden: Tensor, weight: Tensor, bias: Tensor | None, positives: Tensor
-) -> NoReturn:
-    """Raise for what made the loss of a head NaN."""
-    bad = (positives < -1) | (positives >= len(weight))
+def _refuse_positives(positives: Tensor, bias: Tensor | None, classes: int) -> None:
+    """Raise for a positive that is no label, or that the bias takes away."""
+    bad = (positives < -1) | (positives >= classes)
     if bad.any():
         at = _refusals.first_true(bad)
         raise ValueError(
-            f"positives must be classes in [0, {len(weight)}) or -1 as filler, "
+            f"positives must be classes in [0, {classes}) or -1 as filler, "
             f"got {positives[at].item()} at {_refusals.place('positives', at)}"
         )
+    gone = positives.new_zeros((), dtype=torch.bool)
+    if bias is not None:
+        gone = (positives >= 0) & (bias[positives.clamp(min=0)] == -inf)
+    if gone.any():
+        at = _refusals.first_true(gone)
+        label = int(positives[at])
+        raise ValueError(
+            "a positive must have a finite logit, got "
+            f"{_refusals.place('positives', at)} = {label} and bias[{label}] = -inf"
+        )
+
+
+def _refuse_head(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> NoReturn:
+    """Raise for what made a logit of a head NaN."""
     require_finite("hidden", hidden)
     require_finite("weight", weight)
     if bias is not None:
         require_finite("bias", bias.masked_fill(bias == -inf, 0))
-        gone = (positives >= 0) & (bias[positives.clamp(min=0)] == -inf)
-        if gone.any():
-            at = _refusals.first_true(gone)
-            label = int(positives[at])
-            raise ValueError(
-                "a positive must have a finite logit, got "
-                f"{_refusals.place('positives', at)} = {label} and bias[{label}] = -inf"
-            )
     dtype = _checks.compute_dtype(torch.promote_types(hidden.dtype, weight.dtype))
     raise ValueError(
         f"hidden and weight must give finite logits, got a product that overflows {dtype}"

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from lib import _checks
 from lib._linear import apply_upstream, blame_weight, head_dtypes, products, rows_times
@@ -55,9 +56,9 @@ def linear_losses(
     lists = _lists(positives, weight.shape[0])
     with _checks.no_autocast(hidden):  # the chunks choose their precision themselves
         few_rows = _BUFFER_CELLS // len(weight) < min(_LEAST_ROWS, len(hidden))
-        recording = torch.is_grad_enabled()
-        way = _by_tiles if few_rows or (recording and weight.dtype != wide) else _by_rows
-        return way(hidden.to(dtype), weight.to(dtype), bias, *lists, reduction, recording, look)
+        how = _How(reduction, torch.is_grad_enabled(), look)
+        way = _by_tiles if few_rows or (how.recording and weight.dtype != wide) else _by_rows
+        return way(hidden.to(dtype), weight.to(dtype), bias, how, *lists)
 
 
 def labels_of_rows(
@@ -66,35 +67,39 @@ def labels_of_rows(
     bias: Tensor | None,
     threshold: float,
     most: int | None,
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, Tensor] | None:
     """Labels ``(N, K)`` above the threshold and their scores, largest first; -1 and -inf fill up.
 
-    At most ``most`` labels a row, if given.
+    At most ``most`` labels a row, if given. None if a score is NaN.
     """
     dtype, wide = head_dtypes(hidden, weight, bias)
     hidden, weight = hidden.to(dtype), weight.to(dtype)
     bias = None if bias is None else bias.to(wide)
     classes = weight.shape[0]
-    found = []
+    found = [(hidden.new_empty((0, 0), dtype=wide), hidden.new_empty((0, 0), dtype=torch.int64))]
     for here, cells in _row_chunks(hidden, classes, wide):
         scores = _scores(hidden[here].to(wide), weight, bias, cells)
-        if most is not None:
-            top, label = scores.topk(min(most, classes), dim=1)
-        else:
-            width = int((scores > threshold).sum(1).max().item()) if len(scores) else 0
-            top, label = scores.topk(width, dim=1)
-        found.append((top, label.masked_fill(~(top > threshold), -1)))
-    width = max((int((label >= 0).sum(1).max()) for _, label in found if len(label)), default=0)
-    labels = hidden.new_full((len(hidden), width), -1, dtype=torch.int64)
-    values = hidden.new_full((len(hidden), width), -inf, dtype=wide)
-    row = 0
-    for top, label in found:
-        keep = min(width, label.shape[1])
-        here = slice(row, row + len(label))
-        labels[here, :keep] = label[:, :keep]
-        values[here, :keep] = top[:, :keep].masked_fill(label[:, :keep] < 0, -inf)
-        row += len(label)
-    return labels, values
+        # At least one, because a score that is NaN comes first.
+        width = most or max(1, int((scores > threshold).sum(1).max().item()))
+        found.append(scores.topk(min(width, classes), dim=1))
+    width = max(top.shape[1] for top, _ in found)
+    values, labels = (
+        torch.cat([functional.pad(part, (0, width - part.shape[1]), value=fill) for part in parts])
+        for parts, fill in zip(zip(*found, strict=True), (-inf, -1), strict=True)
+    )
+    above = values > threshold
+    width = int(above.sum(1).max().item()) if len(above) else 0
+    if bool(values[:, :1].isnan().any()):
+        return None
+    return labels.masked_fill(~above, -1)[:, :width], values.masked_fill(~above, -inf)[:, :width]
+
+
+class _How(NamedTuple):
+    """Options of a pass."""
+
+    reduction: str
+    recording: bool  # whether gradients are recorded, which a Function cannot see from inside
+    look: bool  # whether a weight that spoils only gradients is looked for
 
 
 class _Positives(NamedTuple):
@@ -114,37 +119,32 @@ class _ByRows(torch.autograd.Function):
         hidden: Tensor,
         weight: Tensor,
         bias: Tensor | None,
-        column: Tensor,
-        counts: Tensor,
-        some: Tensor,
-        bad: Tensor,
-        reduction: str,
-        recording: bool,
-        look: bool,
+        how: _How,
+        *parts: Tensor,
     ) -> Tensor:
-        ctx.reduction, ctx.look = reduction, look
-        needs = [recording and need for need in ctx.needs_input_grad[:3]]
-        ctx.save_for_backward(hidden, weight, bias, column, counts, some, bad)
+        ctx.how, lists = how, _Lists(*parts)
+        needs = ctx.needs_input_grad[:3]
+        ctx.save_for_backward(hidden, weight, bias, *parts)
         # One upstream number for all rows is known to be a factor before it is known.
-        share = _share(hidden, reduction) if reduction != "none" and any(needs) else None
-        lists = _Lists(column, counts, some, bad)
-        losses, gradients = _row_pass(hidden, weight, bias, lists, share, needs, look)
+        formed = how.reduction != "none" and how.recording and any(needs)
+        factor = _factor(1.0, hidden, how.reduction) if formed else None
+        losses, gradients = _row_pass(hidden, weight, bias, lists, factor, needs, how.look)
         # Made here and seen by nobody else, so nobody can change them; and given away once.
-        ctx.gradients = None if share is None else gradients
-        return _checks.reduce(losses, reduction)
+        ctx.gradients = gradients if formed else None
+        return _checks.reduce(losses, how.reduction)
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
-        hidden, weight, bias, *saved = ctx.saved_tensors
-        lists, leaves = _Lists(*saved), (hidden, weight, bias)
+        hidden, weight, bias, *parts = ctx.saved_tensors
+        lists, leaves = _Lists(*parts), (hidden, weight, bias)
         if needs_formula(upstream):
             return *_again(leaves, lists, ctx, upstream), *_REST
         # Autograd may keep these very tensors as the leaves' gradients: a second time, form anew.
         gradients, ctx.gradients = ctx.gradients, None
         if gradients is not None:
             return *apply_upstream(gradients, upstream, leaves), *_REST
-        factor = _factor(upstream, hidden, ctx.reduction)
-        _, gradients = _row_pass(*leaves, lists, factor, ctx.needs_input_grad[:3], ctx.look)
+        factor = _factor(upstream, hidden, ctx.how.reduction)
+        _, gradients = _row_pass(*leaves, lists, factor, ctx.needs_input_grad[:3], ctx.how.look)
         return *apply_upstream(gradients, None, leaves), *_REST
 
 
@@ -157,20 +157,14 @@ class _ByTiles(torch.autograd.Function):
         hidden: Tensor,
         weight: Tensor,
         bias: Tensor | None,
-        column: Tensor,
-        counts: Tensor,
-        some: Tensor,
-        bad: Tensor,
-        reduction: str,
-        recording: bool,
-        look: bool,
+        how: _How,
+        *parts: Tensor,
     ) -> Tensor:
-        ctx.reduction, ctx.look = reduction, look
+        ctx.how, lists = how, _Lists(*parts)
         wide = _checks.compute_dtype(hidden.dtype)
-        lists = _Lists(column, counts, some, bad)
         # Sums of each row, below the largest logit so far.
         top = hidden.new_full((len(hidden), 1), -inf, dtype=wide)
-        total, score = torch.zeros_like(top), torch.zeros_like(column, dtype=wide)
+        total, score = torch.zeros_like(top), torch.zeros_like(lists.column, dtype=wide)
         for tile in _tiles(hidden, weight):
             for here, z, _, (at, which, place) in _visits(hidden, weight, bias, lists, tile, wide):
                 score[here][at, which] = z[at, place]
@@ -183,18 +177,16 @@ class _ByTiles(torch.autograd.Function):
         shift = finite(top)
         negatives, slope = combine(shift, total)
         of_positives = _positives(score, lists, slice(None))
-        ctx.save_for_backward(
-            hidden, weight, bias, column, counts, some, bad, shift, slope, of_positives.slopes
-        )
-        return _checks.reduce(_total(negatives, of_positives), reduction)
+        ctx.save_for_backward(hidden, weight, bias, *parts, shift, slope, of_positives.slopes)
+        return _checks.reduce(_total(negatives, of_positives), how.reduction)
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
-        hidden, weight, bias, *saved, shift, slope, slopes = ctx.saved_tensors
-        lists, leaves = _Lists(*saved), (hidden, weight, bias)
+        hidden, weight, bias, *parts, shift, slope, slopes = ctx.saved_tensors
+        lists, leaves = _Lists(*parts), (hidden, weight, bias)
         if needs_formula(upstream):
             return *_again(leaves, lists, ctx, upstream), *_REST
-        wide, factor = slope.dtype, _factor(upstream, hidden, ctx.reduction)
+        wide, factor = slope.dtype, _factor(upstream, hidden, ctx.how.reduction)
         slope, slopes = slope * factor, slopes * factor
         needs = ctx.needs_input_grad[:3]
         d_hidden, d_bias = _zeros((hidden, bias), (needs[0], needs[2]), wide)
@@ -215,7 +207,7 @@ class _ByTiles(torch.autograd.Function):
                     d_bias[tile] += z.sum(0)
             if d_weight is not None and total is not None:
                 d_weight[tile] = total
-        if ctx.look:
+        if ctx.how.look:
             blame_weight(weight, d_hidden)
         return *apply_upstream((d_hidden, d_weight, d_bias), None, leaves), *_REST
 
@@ -223,18 +215,16 @@ class _ByTiles(torch.autograd.Function):
 # Function.apply has no type of its own in PyTorch.
 _by_rows: Callable[..., Tensor] = _ByRows.apply
 _by_tiles: Callable[..., Tensor] = _ByTiles.apply
-_REST = (None,) * 7  # no gradient of lists and options
+_REST = (None,) * 5  # no gradient of options and lists
 
 
-def _share(hidden: Tensor, reduction: str) -> float:
-    """Weight of each row in the scalar."""
-    return 1 / max(1, hidden.shape[0]) if reduction == "mean" else 1.0
-
-
-def _factor(upstream: Tensor, hidden: Tensor, reduction: str) -> Tensor:
-    """Weight of each row in what is differentiated, ``(N, 1)`` or one for all."""
-    upstream = upstream.to(_checks.compute_dtype(hidden.dtype))
-    return upstream.unsqueeze(1) if upstream.dim() else upstream * _share(hidden, reduction)
+def _factor(upstream: Tensor | float, hidden: Tensor, reduction: str) -> Tensor:
+    """Weight ``(N, 1)`` of each row in what is differentiated."""
+    dtype = _checks.compute_dtype(hidden.dtype)
+    factor = torch.as_tensor(upstream, dtype=dtype, device=hidden.device)
+    if reduction == "mean":
+        factor = factor / max(1, len(hidden))
+    return factor.expand(len(hidden)).unsqueeze(1)
 
 
 def _again(leaves: Leaves, lists: _Lists, ctx: Any, upstream: Tensor) -> list[Tensor | None]:
@@ -243,10 +233,10 @@ def _again(leaves: Leaves, lists: _Lists, ctx: Any, upstream: Tensor) -> list[Te
 
     def formula(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         losses = _formula(_logits(hidden, weight, bias), labels, None, True)
-        return _checks.reduce(losses, ctx.reduction)
+        return _checks.reduce(losses, ctx.how.reduction)
 
     again = by_autograd(formula, leaves, ctx.needs_input_grad[:3], upstream)
-    if ctx.look and _checks.values_readable(upstream):
+    if ctx.how.look and _checks.values_readable(upstream):
         blame_weight(leaves[1], again[0])
     return again
 
@@ -320,7 +310,7 @@ def _row_pass(
     weight: Tensor,
     bias: Tensor | None,
     lists: _Lists,
-    factor: Tensor | float | None,
+    factor: Tensor | None,
     needs: Sequence[bool],
     look: bool,
 ) -> tuple[Tensor, list[Tensor | None]]:
@@ -334,18 +324,14 @@ def _row_pass(
         z = _scores(rows, weight, bias, cells)
         column, some = lists.column[here], lists.some[here]
         of_positives = _positives(z.gather(1, column), lists, here)
-        above = None
-        if factor is not None:
-            above = factor[here] if isinstance(factor, Tensor) and factor.dim() else factor
+        above = None if factor is None else factor[here]
         negatives = torch.empty_like(of_positives.losses)
         for first in range(0, len(z), inner):  # rows that stay in the cache from step to step
             part = slice(first, first + inner)
             shift, total = _sums_(z[part], column[part], some[part])
             negatives[part], slope = combine(shift, total)
             if above is not None:
-                z[part].mul_(
-                    slope * (above[part] if isinstance(above, Tensor) and above.dim() else above)
-                )
+                z[part].mul_(slope * above[part])
         losses[here] = _total(negatives, of_positives)
         if above is None:
             continue

@@ -417,27 +417,9 @@ def fixed_table() -> Tensor:
         )
 
 
-@contextmanager
-def few_labels_at_a_time():
-    """Tiles of labels, on tables that a test can afford."""
-    with (
-        mock.patch.object(_linear, "_SMALL_CELLS", 0),
-        mock.patch.object(_linear, "_BUFFER_CELLS", 1),
-        mock.patch.object(_linear, "_TILE_CELLS", 4),
-        mock.patch.object(_linear, "_TILE_ROWS", 2),
-    ):
-        yield
-
-
-@contextmanager
-def few_rows_at_a_time():
-    """Rows through a small buffer, on tables that a test can afford."""
-    with (
-        mock.patch.object(_linear, "_SMALL_CELLS", 0),
-        mock.patch.object(_linear, "_BUFFER_CELLS", 8),
-        mock.patch.object(_linear, "_LEAST_ROWS", 0),
-    ):
-        yield
+FEW_ROWS = {"_SMALL_CELLS": 0, "_BUFFER_CELLS": 8, "_LEAST_ROWS": 0}
+FEW_LABELS = {"_SMALL_CELLS": 0, "_BUFFER_CELLS": 1, "_TILE_CELLS": 4, "_TILE_ROWS": 2}
+"""Sizes with which tables that a test can afford go the ways of large ones."""
 
 
 @contextmanager
@@ -784,12 +766,12 @@ def all_rows() -> list[Subject]:
                 "bias",
                 shared=("weight", "bias"),
                 name=f"linear_zlpr_loss ({what})",
-                within=within,
+                within=functools.partial(mock.patch.multiple, _linear, **sizes),
                 without=dict.fromkeys(
                     IN_GRAPHS, "as `linear_zlpr_loss`: graphs take one way for all"
                 ),
             )
-            for what, within in (("rows", few_rows_at_a_time), ("tiles", few_labels_at_a_time))
+            for what, sizes in (("rows", FEW_ROWS), ("tiles", FEW_LABELS))
         ),
         modules(
             zlpr.LinearZLPRLoss,

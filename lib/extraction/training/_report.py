@@ -4,12 +4,9 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from lib.extraction.alignment import LONG_TEXT, UNKNOWN_RELATION, WINDOW, Losses
-from lib.extraction.triples import REPEATED, TRIMMED, Example
+from lib.extraction.triples import LOUD, REPEATED, TRIMMED, Example
 
 __all__ = ["SplitReport", "report_losses", "report_split"]
-
-LOUD = 0.05
-"""The share of triples from which on a loss is warned of."""
 
 
 class SplitReport(NamedTuple):
