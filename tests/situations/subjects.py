@@ -556,9 +556,11 @@ def as_numbers(found: Any) -> list[Any]:
     rows = [
         (
             number,
-            *astuple(triple.subject),
+            triple.subject.start,
+            triple.subject.end,
             NAMES.index(triple.relation),
-            *astuple(triple.object),
+            triple.object.start,
+            triple.object.end,
             score,
         )
         for number, triples in enumerate(found)
