@@ -51,9 +51,10 @@ class Table(Situations):
             body.append(f'<tr><th scope="row"><code>{broken}</code></th>{cells}</tr>')
         return (
             '<div class="eq-scroll eq-tall" role="region" aria-label="What works where" '
-            'tabindex="0"><table class="table eq-table where-table"><caption>'
+            'tabindex="0"><table class="table eq-table where-table" '
+            f'style="--situations: {width - 1}"><caption>'
             "✓ passes · ✗ documented refusal · · does not apply</caption>"
-            f'<colgroup><col class="where-name"><col class="where-situation" span="{width - 1}">'
+            f'<colgroup><col class="where-name"><col span="{width - 1}">'
             "</colgroup><thead><tr>"
             f'<th scope="col">Function or module</th>{heads}</tr></thead>'
             f"<tbody>{''.join(body)}</tbody></table></div>"
