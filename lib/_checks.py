@@ -171,16 +171,19 @@ def check_labels(name: str, labels: Tensor, logits: Tensor, of: str = "logits") 
         )
 
 
-def check_indices(name: str, indices: Tensor, logits: Tensor) -> None:
-    """Raise unless ``indices`` is int64 ``(..., K)`` with the logits' leading dimensions."""
+def check_indices(name: str, indices: Tensor, logits: Tensor, of: str = "logits") -> None:
+    """Raise unless ``indices`` is int64 ``(..., K)`` with the logits' leading dimensions.
+
+    ``of`` is what the caller calls its logits.
+    """
     _check_tensor(name, indices)
     if indices.dtype != torch.int64:
         raise TypeError(f"{name} must have dtype torch.int64, got {indices.dtype}")
-    _check_device(name, indices, logits)
+    _check_device(name, indices, logits, of)
     if indices.dim() != logits.dim() or indices.shape[:-1] != logits.shape[:-1]:
         lead = "".join(f"{size}, " for size in logits.shape[:-1])
         raise ValueError(
-            f"{name} must have the leading dimensions of logits, expected shape ({lead}K), "
+            f"{name} must have the leading dimensions of {of}, expected shape ({lead}K), "
             f"got {tuple(indices.shape)}"
         )
 

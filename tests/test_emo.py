@@ -13,6 +13,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn import functional
 
 from lib import _checks
+from lib import _linear as _head
 from lib.emo import (
     EMOLoss,
     KernelScoreLoss,
@@ -445,7 +446,7 @@ def small_chunks(monkeypatch):
     monkeypatch.setattr(_linear, "_SMALL_CELLS", 0)
     monkeypatch.setattr(_linear, "_LEAST_TOKENS", 5)
     monkeypatch.setattr(_linear, "_CHUNK_CELLS", 1)
-    monkeypatch.setattr(_linear, "_BLOCK_ROWS", 50)
+    monkeypatch.setattr(_head, "BLOCK_ROWS", 50)
 
 
 @pytest.mark.usefixtures("small_chunks")

@@ -23,6 +23,7 @@ from lib.extraction.alignment import (
     BEYOND_LAST_TOKEN,
     NO_TOKEN,
     NOT_ON_BORDERS,
+    TOO_FAR,
     TokenTriple,
     span_of,
 )
@@ -185,19 +186,35 @@ def reason(span, offsets):
     return None if whole else NOT_ON_BORDERS
 
 
+def together(triple, parts):
+    """Tell whether some window of a text has the borders of both entities."""
+    spans = triple.subject, triple.object
+    return any(
+        {s.start for s in spans} <= {start for start, end in part.offsets if start < end}
+        and {s.end for s in spans} <= {end for start, end in part.offsets if start < end}
+        for part in parts
+    )
+
+
 def there_and_back(linker, batch):
     """Check every triple of a batch and return how many came back, and what was dropped."""
     items, dropped = linker.prepare(batch)
-    truncated = dropped.pop("text truncated", 0)
+    long = dropped.pop("text read in windows", 0)
+    assert dropped.pop("window of a text", 0) == len(items) - len(batch) + long
     expected = Counter()
     back = 0
-    for example, item in zip(batch, items, strict=True):
-        why = {s: reason(s, item.offsets) for t in example.triples for s in (t.subject, t.object)}
-        losses = [why[t.subject] or why[t.object] for t in example.triples]
+    of_text = [[item for item in items if item.example == n] for n in range(len(batch))]
+    for example, parts in zip(batch, of_text, strict=True):
+        offsets = [offset for part in parts for offset in part.offsets]
+        why = {s: reason(s, offsets) for t in example.triples for s in (t.subject, t.object)}
+        losses = [
+            why[t.subject] or why[t.object] or (None if together(t, parts) else TOO_FAR)
+            for t in example.triples
+        ]
         expected.update(loss for loss in losses if loss)
         kept = [t for t, loss in zip(example.triples, losses, strict=True) if loss is None]
         found = set()
-        if item.triples:
+        for item in (part for part in parts if part.triples):
             tables = perfect_scores(item.triples, len(item), len(RELATIONS))
             for t in decode_tables(*tables):
                 subject = span_of(item.offsets, t.subject_head, t.subject_tail)
@@ -207,8 +224,8 @@ def there_and_back(linker, batch):
         assert not missing, (example, missing)
         back += len(kept)
     assert dropped == expected
-    assert truncated <= sum(len(item) == 256 for item in items)
-    return Counter({"back": back, "truncated": truncated}) + expected
+    assert all(len(item) <= 256 for item in items)
+    return Counter({"back": back, "long": long}) + expected
 
 
 @pytest.mark.parametrize("name", ["small", *KINDS])
@@ -224,9 +241,10 @@ def test_ten_thousand_odd_sentences(linkers, name):
             batch = []
     print(name, dict(counts))
     assert counts["sentences"] == SENTENCES
-    assert counts["back"] + sum(counts[why] for why in REASONS) == counts["triples"]
+    lost = sum(counts[why] for why in (*REASONS, TOO_FAR))
+    assert counts["back"] + lost == counts["triples"]
     # Enough of each kind, or nothing has been tried.
-    for kind in ("back", "truncated", *REASONS):
+    for kind in ("back", "long", *REASONS):
         assert counts[kind] >= SENTENCES / 1000, kind
 
 
@@ -243,8 +261,9 @@ def test_ten_thousand_characters_and_as_many_tokens():
     linker = GPLinker.create("small", ("p",), texts=[text], max_length=5001, **TINY)
     far = Triple(Span(4998, 5000), "p", Span(4990, 4999))
     beyond = Triple(Span(0, 1), "p", Span(5000, 5001))
-    (item,), dropped = linker.prepare([Example("0", text, (far, beyond))])
-    assert dropped == {BEYOND_LAST_TOKEN: 1, "text truncated": 1}
+    (item, *rest), dropped = linker.prepare([Example("0", text, (far, beyond))])
+    assert [len(part.triples) for part in rest] == [1, 0]  # the second window holds it too
+    assert dropped == {TOO_FAR: 1, "text read in windows": 1, "window of a text": 3}
     positives = table_positives([item.triples], length=5001, relations=1)
     tables = []
     for cells in positives:

@@ -26,6 +26,7 @@ from lib.extraction.corpora import load_corpus
 from lib.extraction.encoders import SHAPES, HuggingFaceEncoder, _ending, word_shape
 from lib.extraction.metrics import evaluate_triples
 from lib.extraction.records import read_record
+from lib.extraction.training import LongTextWarning, LostTripleWarning, evaluate
 from lib.extraction.triples import Example, Span, Triple, occurrences
 from lib.global_pointer import Spans, _products, streaming
 from lib.gplinker import (
@@ -81,6 +82,13 @@ EIGHT = [
         ("Gil", "wrote", "Grain"),
     ),
 ]
+
+LONG = example(
+    "Ada wrote Tides . Nobody read it . Bo runs Arlen .",
+    ("Ada", "wrote", "Tides"),
+    ("Bo", "runs", "Arlen"),
+    ("Ada", "wrote", "Arlen"),
+)
 
 
 @st.composite
@@ -500,14 +508,66 @@ class TestTextsAndTokens:
             }
             assert triples == (set(e.triples) if e.id != "cut" else set())
 
-    def test_truncation_is_counted(self, made):
-        made.encoder.max_length = 5
-        if made.encoder.kind == "small":
-            made.encoder.tokenizer.enable_truncation(5)
-        items, dropped = made.prepare(EIGHT[:4])
-        assert [len(item) for item in items] == [5, 5, 5, 5]
-        assert dropped["text truncated"] == 4
-        assert dropped.total() - 4 + sum(len(i.triples) for i in items) == 5
+    def test_long_texts_are_read_in_windows(self, made):
+        """Of the tokens of the whole text; a triple is in each window that holds its entities."""
+        (whole,), _ = made.prepare([LONG])
+        before, after = made.encoder.tokenise([LONG.text])[0].special
+        made.encoder.max_length = 5 + before + after
+        items, losses = made.prepare([EIGHT[4], LONG, LONG])
+        assert [item.example for item in items] == [0] + [1] * 5 + [2] * 5
+        assert losses == {
+            "text read in windows": 2,
+            "window of a text": 10,
+            "entities too far apart for a window": 2,
+        }
+        assert losses.first["entities too far apart for a window"] == (
+            "example '0': 'Ada' and 'Arlen' of 'wrote'"
+        )
+        told = set()
+        for item in items[1:6]:
+            assert len(item) == len(item.offsets) <= made.encoder.max_length
+            for name, values in item.inputs.items():
+                assert len(values) == len(item)
+                assert values[:before] == whole.inputs[name][:before]
+                assert values[len(item) - after :] == whole.inputs[name][len(whole) - after :]
+            body = item.offsets[before : len(item) - after]
+            at = whole.offsets.index(body[0])
+            assert whole.offsets[at : at + len(body)] == body
+            told |= {made.triple_of(item, triple) for triple in item.triples}
+        assert told == set(LONG.triples[:2])
+
+    def test_triples_of_windows_are_put_together(self, made):
+        """Each once, with the best of its scores, at its place in the whole text."""
+        with torch.no_grad():
+            for pointer in (made.entities, made.head_links, made.tail_links):
+                pointer.head_scores.bias.fill_(1.0)
+        plain = made.predict([EIGHT[4].text])
+        before, after = made.encoder.tokenise([LONG.text])[0].special
+        made.encoder.max_length = 5 + before + after
+        with pytest.warns(LongTextWarning, match="1 of 2 texts are longer .* read in 5 overlapp"):
+            found, same = made.predict([LONG.text, EIGHT[4].text])
+        assert [t.triple() for t in same] == [t.triple() for t in plain[0]]
+        items, _ = made.prepare([LONG])
+        best = {}
+        every = [pair for of_window in made.extract_scored(items) for pair in of_window]
+        for triple, score in every:
+            best[triple] = max(score, best.get(triple, -math.inf))
+        assert 0 < len(best) < len(every)
+        assert {t.triple(): pytest.approx(t.confidence, rel=1e-4) for t in found} == {
+            triple: 1 / (1 + math.exp(-score)) for triple, score in best.items()
+        }
+        assert len(found) == len(best)
+
+    def test_what_no_window_holds_is_missed(self, made, monkeypatch):
+        before, after = made.encoder.tokenise([LONG.text])[0].special
+        made.encoder.max_length = 5 + before + after
+        patch_scores(monkeypatch, made)
+        with (
+            pytest.warns(LostTripleWarning, match="1 of 3 triples cannot be told"),
+            pytest.warns(LongTextWarning),
+        ):
+            scores = evaluate(made, [LONG])
+        assert (scores.micro.tp, scores.micro.predicted, scores.micro.gold) == (2, 2, 3)
 
     def test_unknown_relation(self, made):
         (item,), dropped = made.prepare([example("Ada eats Tides", ("Ada", "eats", "Tides"))])
@@ -553,22 +613,16 @@ class TestTextsAndTokens:
     @given(data=st.lists(examples(), min_size=1, max_size=4))
     def test_round_trip_of_any_text(self, two, data):
         for linker in two:
-            items, dropped = linker.prepare(data)
-            del dropped["text truncated"]
-            kept = sum(len(item.triples) for item in items)
-            assert kept + dropped.total() == sum(len(e.triples) for e in data)
+            items, losses = linker.prepare(data)
+            windows = losses.pop("window of a text", 0)
+            assert len(items) == len(data) + windows - losses.pop("text read in windows", 0)
+            told = {(i.example, linker.triple_of(i, t)) for i in items for t in i.triples}
+            assert len(told) + losses.total() == sum(len(e.triples) for e in data)
             with pytest.MonkeyPatch.context() as patch:
                 patch_scores(patch, linker)
-                for e, item, found in zip(data, items, linker.extract(items), strict=True):
-                    gold = {
-                        Triple(
-                            span_of(item.offsets, t.subject_head, t.subject_tail),
-                            linker.relations[t.relation],
-                            span_of(item.offsets, t.object_head, t.object_tail),
-                        )
-                        for t in item.triples
-                    }
-                    assert gold <= set(e.triples)
+                for item, found in zip(items, linker.extract(items), strict=True):
+                    gold = {linker.triple_of(item, t) for t in item.triples}
+                    assert gold <= set(data[item.example].triples)
                     assert gold <= set(found)
                     heads = {(t.subject_head, t.subject_tail) for t in item.triples}
                     tails = {(t.object_head, t.object_tail) for t in item.triples}
@@ -690,9 +744,10 @@ class TestModel:
 
     def test_neither_loss_nor_extraction_fills_a_table(self, monkeypatch):
         """With so many relations a filled table of links would be by far the largest tensor."""
-        linker = small(tuple(f"r{i}" for i in range(60)), bias_start=-8.0)
+        relations = tuple(f"r{i}" for i in range(120))
+        linker = small(relations, bias_start=-8.0)
         items, _ = linker.prepare([Example("", "Ada wrote Tides " * 30)] * 2)
-        table = 4 * 2 * 60 * len(items[0]) ** 2
+        table = 4 * 2 * len(relations) * len(items[0]) ** 2
         with profile(profile_memory=True) as recorded:
             linker(**linker.collate(items)).backward()
             linker.extract(items)
@@ -1003,7 +1058,7 @@ class TestCreate:
             ({"r_drop": -1.0}, ValueError, "r_drop: expected a finite number from 0 on, got -1.0"),
             ({"r_drop": math.inf}, ValueError, "r_drop: expected a finite number .*, got inf"),
             ({"layers": 0}, ValueError, "layers: expected at least 1, got 0"),
-            ({"max_length": 0}, ValueError, "max_length: expected at least 1, got 0"),
+            ({"max_length": 1}, ValueError, "max_length: expected at least 2, got 1"),
             ({"dropout": 1.0}, ValueError, "dropout: expected 0 <= dropout < 1, got 1.0"),
             ({"word_dropout": -0.1}, ValueError, "word_dropout: .* got -0.1"),
             ({"hidden_size": 18}, ValueError, "hidden_size: expected a multiple of 4.* got 18"),

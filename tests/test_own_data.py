@@ -14,8 +14,8 @@ from click.testing import CliRunner
 
 from benchmarks import extraction
 from lib.extraction.corpora import read_jsonl
+from lib.extraction.found import FoundTriple
 from lib.extraction.records import read_record
-from lib.extraction.triples import Triple
 from lib.gplinker.__main__ import main
 
 ROOT = Path(__file__).parents[1]
@@ -79,9 +79,9 @@ def test_the_python_of_the_page_runs_and_the_export_is_equal(folder, monkeypatch
     exec(serve, names)
     assert len(names["found"]) == 2
     for found in names["found"]:
-        for triple, confidence in found:
-            assert isinstance(triple, Triple)
-            assert 0.5 < confidence < 1
+        for triple in found:
+            assert isinstance(triple, FoundTriple)
+            assert 0.5 < triple.confidence < 1
     for block in export:
         exec(block, names)
     assert (folder / "own.pt2").stat().st_size > 1000

@@ -59,9 +59,13 @@ WIDER = """() => {
 
 
 def settle(page: Page) -> None:
-    """Wait until MathJax, where a page has it, has set every formula, and for a redirection."""
-    page.wait_for_load_state("networkidle")
+    """Wait until a page has loaded and MathJax, where it has it, has set every formula.
+
+    Not until the network is idle: now and then Chromium never says so of a page that is.
+    """
+    page.wait_for_load_state("load")
     page.evaluate("() => window.MathJax?.startup?.promise")
+    page.wait_for_timeout(250)  # what scripts ask for after that
 
 
 def picture_name(url: str) -> str:

@@ -68,6 +68,10 @@ def _emo(old: str, new: str, file: str = "lib/emo/_linear.py") -> Mutant:
     return Mutant(file, old, new, ("tests/test_emo.py",))
 
 
+def _labels(old: str, new: str, file: str = "lib/zlpr/_linear.py") -> Mutant:
+    return Mutant(file, old, new, ("tests/test_zlpr_linear.py",))
+
+
 def _training(old: str, new: str, file: str = "lib/extraction/training/_run.py") -> Mutant:
     return Mutant(file, old, new, ("tests/extraction/test_training.py",))
 
@@ -209,12 +213,30 @@ MUTANTS = (
     _exact("torch.where((bad & ~ignored)", "torch.where((bad | ignored)", "lib/exact/__init__.py"),
     _exact("counts.unsqueeze(-1) & mask", "mask", "lib/exact/__init__.py"),
     _exact("ahead = ahead / noise", "ahead = ahead * noise", "lib/exact/__init__.py"),
+    # labels without logits
+    _labels("torch.where(some, 0, cells", "torch.where(some, 1, cells"),
+    _labels("torch.where(some, -inf, cells", "torch.where(some, 0, cells"),
+    _labels("z[at, place] = -inf", "z[at, place] = 0"),
+    _labels("total[here] *= (top[here] - shift).exp()", "total[here] *= 1"),
+    _labels("inside = (column >= tile.start)", "inside = (column > tile.start)"),
+    _labels("(column < tile.stop)", "(column <= tile.stop)"),
+    _labels("z[at, place] = slopes[here][at, which]", "z[at, place] = 0"),
+    _labels("d_bias[tile] += z.sum(0)", "d_bias[tile] = z.sum(0)"),
+    _labels("d_weight.addmm_(z.T, rows)", "d_weight.copy_(z.T @ rows)"),
+    _labels("lists.bad[here] | infinite", "infinite"),
+    _labels("if ctx.how.look:\n            blame_weight", "if False:\n            blame_weight"),
+    _labels("if factor is not None and look:", "if False:"),
+    _labels("factor = factor / max(1, len(hidden))", "factor = factor / 1"),
+    _labels("above = values > threshold", "above = values >= threshold"),
+    _labels("values[:, :1].isnan()", "values[:, 1:].isnan()"),
+    _labels("low >= -NARROW and high <= NARROW", "high <= NARROW"),
+    _labels("low >= -NARROW and high <= NARROW", "low >= -NARROW"),
     # prices of tokens
     _emo("z.scatter_(1, gold, 0.0)  # out of", "z.mul_(1.0)  # out of"),
     _emo("(rest - likeness).clamp_(min=0)", "(rest + likeness).clamp_(min=0)"),
     _emo("-a * rest - b * gold_p * emo", "-a * rest"),
     _emo("part.masked_fill(gold_z == -inf, nan)", "part"),
-    _emo("    _blame_weight(weight, d_hidden)\n    return", "    return"),
+    _emo("    blame_weight(weight, d_hidden)\n    return", "    return"),
     _emo(
         "with _checks.no_autocast(logits):\n        p =",
         "if True:\n        p =",
@@ -222,7 +244,7 @@ MUTANTS = (
     ),
     _emo("d_weight.addmm_(z.T, rows)", "d_weight.copy_(z.T @ rows)"),
     _emo("likely = gold_p + likeness", "likely = 1 - emo"),
-    _emo("gradient.mul_(upstream)", "gradient.mul_(1.0)"),
+    _emo("gradient.mul_(upstream)", "gradient.mul_(1.0)", "lib/_linear.py"),
     _emo("wrong = p.scatter(1, column, 0.0)", "wrong = p", "lib/emo/_terms.py"),
     _emo(
         ".relu_()\n    costs = costs.scatter",
@@ -232,10 +254,10 @@ MUTANTS = (
     _emo("result.isfinite().all()", "result.isfinite().any()", "lib/emo/__init__.py"),
     _emo("bool(bad.any())", "bool(bad.all())", "lib/emo/__init__.py"),
     _emo("if bool(flags.any())", "if bool(flags.all())", "lib/emo/_terms.py"),
-    _emo("witness.isfinite().all()", "witness.isfinite().any()", "lib/emo/_terms.py"),
-    _emo("or bool(witness", "or not bool(witness", "lib/emo/_terms.py"),
-    _emo("not all_finite(witness)", "all_finite(witness)"),
-    _emo("gradient.to(leaf.dtype)", "gradient"),
+    _emo("witness.isfinite().all()", "witness.isfinite().any()", "lib/_linear.py"),
+    _emo("or bool(witness", "or not bool(witness", "lib/_linear.py"),
+    _emo("not all_finite(witness)", "all_finite(witness)", "lib/_linear.py"),
+    _emo("gradient.to(leaf.dtype)", "gradient", "lib/_linear.py"),
     _emo("factor = factor * (counts & ~bad)", "factor = factor * counts"),
     _emo("d_bias.add_(z.sum(0))", "d_bias.add_(z.mean(0))"),
     _emo("self._filled = not", "self._filled = True or not", "lib/emo/_embeddings.py"),

@@ -47,11 +47,15 @@ class Table(Situations):
                     f"<code>{escape(home)}</code></th></tr>"
                 )
             cells = "".join(self.cell(cell) for cell in row["cells"].values())
-            body.append(f'<tr><th scope="row"><code>{escape(name)}</code></th>{cells}</tr>')
+            broken = escape(name).replace("_", "_<wbr>")  # where a long name may break
+            body.append(f'<tr><th scope="row"><code>{broken}</code></th>{cells}</tr>')
         return (
             '<div class="eq-scroll eq-tall" role="region" aria-label="What works where" '
-            'tabindex="0"><table class="table eq-table where-table"><caption>'
-            "✓ passes · ✗ documented refusal · · does not apply</caption><thead><tr>"
+            'tabindex="0"><table class="table eq-table where-table" '
+            f'style="--situations: {width - 1}"><caption>'
+            "✓ passes · ✗ documented refusal · · does not apply</caption>"
+            f'<colgroup><col class="where-name"><col span="{width - 1}">'
+            "</colgroup><thead><tr>"
             f'<th scope="col">Function or module</th>{heads}</tr></thead>'
             f"<tbody>{''.join(body)}</tbody></table></div>"
         )

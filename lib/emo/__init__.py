@@ -24,13 +24,13 @@ import torch
 from torch import Tensor, nn
 
 from lib import _checks, _refusals
+from lib._linear import all_finite, check_head, require_finite
 from lib.emo._embeddings import UnitEmbeddings, directions, unit_rows
-from lib.emo._linear import linear_losses, require_finite
+from lib.emo._linear import linear_losses
 from lib.emo._mixture import Mixture
 from lib.emo._terms import (
     Form,
     Targets,
-    all_finite,
     by_rows,
     check_targets,
     kernel,
@@ -309,30 +309,7 @@ def linear_emo_loss(
     >>> print(f"{loss:.4f}")
     0.6749
     """
-    for name, part in (("hidden", hidden), ("weight", weight), ("bias", bias)):
-        if part is not None or name != "bias":
-            _check_floating(name, part)
-    if weight.dim() != 2 or 0 in weight.shape:
-        raise ValueError(f"weight must have shape (V, H), got shape {tuple(weight.shape)}")
-    if hidden.shape[-1:] != weight.shape[1:]:
-        raise ValueError(
-            f"hidden must have the width of weight, expected (..., {weight.shape[1]}), "
-            f"got {tuple(hidden.shape)}"
-        )
-    if weight.device != hidden.device:
-        raise ValueError(
-            f"weight must be on the device of hidden, expected {hidden.device}, got {weight.device}"
-        )
-    if bias is not None:
-        if bias.shape != weight.shape[:1]:
-            raise ValueError(
-                f"bias must have one entry per row of weight, expected ({weight.shape[0]},), "
-                f"got {tuple(bias.shape)}"
-            )
-        if bias.device != hidden.device:
-            raise ValueError(
-                f"bias must be on the device of hidden, expected {hidden.device}, got {bias.device}"
-            )
+    check_head(hidden, weight, bias)
     if mixture is not None:
         _check_mixture(mixture)
     _checks.check_classes("targets", targets, hidden)
@@ -607,13 +584,6 @@ def _frozen(embeddings: Tensor | UnitEmbeddings) -> UnitEmbeddings:
 def _check_mixture(mixture: Mixture) -> None:
     if not isinstance(mixture, Mixture):
         raise TypeError(f"mixture must be a Mixture, got {type(mixture).__name__}")
-
-
-def _check_floating(name: str, value: Tensor | None) -> None:
-    if not isinstance(value, Tensor):
-        raise TypeError(f"{name} must be a torch.Tensor, got {type(value).__name__}")
-    if not value.dtype.is_floating_point:
-        raise TypeError(f"{name} must have a floating-point dtype, got {value.dtype}")
 
 
 def _refuse_bias(bias: Tensor, targets: Targets) -> None:

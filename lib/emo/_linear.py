@@ -5,25 +5,31 @@ that nothing of size tokens × vocabulary outlives a chunk. Four matrix products
 of the six of the published form.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from math import inf, nan
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from lib import _checks, _refusals
+from lib import _checks
+from lib._linear import (
+    apply_upstream,
+    blame_weight,
+    head_dtypes,
+    products,
+    rows_times,
+)
 from lib._rows import LOG2_E, by_autograd, needs_formula
 from lib.emo._embeddings import Directions, unit_rows
 from lib.emo._mixture import Mixture
-from lib.emo._terms import Targets, all_finite, by_rows, mix, mixed
+from lib.emo._terms import Targets, by_rows, mix, mixed
 
-__all__ = ["linear_losses", "require_finite"]
+__all__ = ["linear_losses"]
 
 _CHUNK_CELLS = 1 << 23  # logits of a chunk: 32 MiB in float32, and as much again for the costs
 _SMALL_CELLS = 1 << 15  # up to so many logits the plain formula is faster, and holds little
 _LEAST_TOKENS = 64  # fewer rows would leave a matrix product waiting for memory
-_BLOCK_ROWS = 1 << 13  # rows of a half-precision table converted at a time
 
 Gradients = list[Tensor | None]
 
@@ -38,17 +44,13 @@ def linear_losses(
     reduction: str,
 ) -> Tensor:
     """Losses ``(N,)`` for ``"none"``, else their scalar; not finite where a row is bad."""
-    dtype = torch.promote_types(hidden.dtype, weight.dtype)
-    if bias is not None:
-        # A float64 bias makes float64 logits; but a float32 one must not convert half tables.
-        wide = _checks.compute_dtype(torch.promote_types(dtype, bias.dtype))
-        dtype = dtype if _checks.compute_dtype(dtype) == wide else wide
-        bias = bias.to(wide)
+    dtype, wide = head_dtypes(hidden, weight, bias)
+    bias = None if bias is None else bias.to(wide)
     if not _checks.values_readable(hidden, weight, bias, targets.safe):
         return _formula(hidden, weight, bias, targets, found, mixture, reduction)
     if targets.safe.numel() * len(weight) <= _SMALL_CELLS:
         if targets.bad is None and hidden.requires_grad and torch.is_grad_enabled():
-            _blame_weight(weight, weight)
+            blame_weight(weight, weight)
         return _formula(hidden, weight, bias, targets, found, mixture, reduction)
     with _checks.no_autocast(hidden):  # the chunks choose their precision themselves
         return _chunked(
@@ -120,7 +122,7 @@ class _Chunked(torch.autograd.Function):
                 leaves, needs, upstream,
             )  # fmt: skip
             if targets.bad is None and _checks.values_readable(upstream):
-                _blame_weight(weight, again[0])
+                blame_weight(weight, again[0])
             return *again, *rest
         # Autograd may keep these very tensors as the leaves' gradients: a second time, form anew.
         gradients, ctx.gradients = ctx.gradients, None
@@ -132,16 +134,8 @@ class _Chunked(torch.autograd.Function):
                 hidden, weight, bias, targets, found, ctx.mixture,
                 factor, needs,
             )  # fmt: skip
-        elif upstream.is_cuda or float(upstream) != 1.0:
-            for gradient in gradients:
-                if gradient is not None:
-                    gradient.mul_(upstream)
-        # Rounded once: a half-precision gradient without its factor may be 0 or infinite.
-        return (
-            *(None if gradient is None else gradient.to(leaf.dtype)
-              for gradient, leaf in zip(gradients, leaves, strict=True)),
-            *rest,
-        )  # fmt: skip
+            return *apply_upstream(gradients, None, leaves), *rest
+        return *apply_upstream(gradients, upstream, leaves), *rest
 
 
 _chunked: Callable[..., Tensor] = _Chunked.apply  # Function.apply has no type of its own
@@ -205,7 +199,7 @@ def _pass(
             rows = rows.masked_fill(gone[here].unsqueeze(1), 0)
 
         # 1 logits, and exponentials below the largest; exp2 because exp is slow at underflow
-        _products(rows, weight, z)
+        products(rows, weight, z)
         if bias is not None:
             z.add_(bias)
         gold_z = z.gather(1, gold)
@@ -222,7 +216,7 @@ def _pass(
         rest, gold_p = rest / total, gold_p / total
 
         # 2 cosines of all tokens with the target, and the mean cost of the wrong ones
-        _products(found.of(safe[here], dtype), found.table, c)
+        products(found.of(safe[here], dtype), found.table, c)
         if found.scale is not None:
             c.mul_(found.scale.to(dtype))
         likeness = torch.bmm(z.unsqueeze(1), c.unsqueeze(2)).squeeze(2)
@@ -246,7 +240,7 @@ def _pass(
         z.scatter_(1, gold, at_gold)
         z.mul_(factor[here] if isinstance(factor, Tensor) else factor)
         if d_hidden is not None:
-            d_hidden[here] = _backward_product(z, weight)
+            d_hidden[here] = rows_times(z, weight)
         if d_weight is not None:
             d_weight.addmm_(z.T, rows)
         if d_bias is not None:
@@ -254,52 +248,5 @@ def _pass(
     if gone is not None and bad is not None:
         losses.masked_fill_(gone, 0).masked_fill_(bad, nan)
     elif factor is not None:
-        _blame_weight(weight, d_hidden)
+        blame_weight(weight, d_hidden)
     return losses, gradients
-
-
-def require_finite(name: str, table: Tensor, rows: Tensor | None = None) -> None:
-    """Raise for the first entry that is not finite, in the rows marked by ``rows`` if given."""
-    wrong = ~table.isfinite()
-    if rows is not None:
-        wrong &= rows.unsqueeze(-1)
-    if wrong.any():
-        at = _refusals.first_true(wrong)
-        raise ValueError(
-            f"{name} must be finite, got {table[at].item()} at {_refusals.place(name, at)}"
-        )
-
-
-def _blame_weight(weight: Tensor, witness: Tensor | None) -> None:
-    """Raise for a weight that is not finite, if the ``witness`` is not: the states' gradient.
-
-    A logit of minus infinity leaves the loss finite, but its probability 0 times the weight's entry
-    is NaN. Looking at the states' gradient first is cheap: there are fewer states than weights.
-    """
-    if witness is not None and not all_finite(witness):
-        require_finite("weight", weight)
-
-
-def _blocks(table: Tensor, dtype: torch.dtype) -> Iterator[tuple[slice, Tensor]]:
-    """Blocks of rows in the dtype to compute in; the table itself if it has that dtype."""
-    step = table.shape[0] if table.dtype == dtype else _BLOCK_ROWS
-    for start in range(0, table.shape[0], step):
-        part = slice(start, start + step)
-        yield part, table[part].to(dtype)
-
-
-def _products(rows: Tensor, table: Tensor, out: Tensor) -> None:
-    """``rows @ table.T`` into ``out``, in the dtype of ``rows``."""
-    for part, block in _blocks(table, rows.dtype):
-        if block.shape[0] == table.shape[0]:
-            torch.mm(rows, block.T, out=out)
-        else:
-            out[:, part] = rows @ block.T
-
-
-def _backward_product(cells: Tensor, weight: Tensor) -> Tensor:
-    """``cells @ weight``, in the dtype of ``cells``."""
-    total = cells.new_zeros((cells.shape[0], weight.shape[1]))
-    for part, block in _blocks(weight, cells.dtype):
-        total.addmm_(cells[:, part], block)
-    return total

@@ -5,7 +5,7 @@ remainder, and 1 minus a number near 1 would have no digits of it.
 """
 
 from collections.abc import Callable
-from math import inf, isfinite, nan
+from math import inf, nan
 from typing import NamedTuple, NoReturn
 
 import torch
@@ -18,7 +18,6 @@ from lib.emo._mixture import Mixture
 __all__ = [
     "Form",
     "Targets",
-    "all_finite",
     "by_rows",
     "check_targets",
     "kernel",
@@ -154,12 +153,6 @@ def by_rows(form: Form, logits: Tensor, targets: Targets, unit: Tensor) -> tuple
     if bad is not None:
         losses = losses.masked_fill(bad | ~witness.isfinite(), nan)
     return losses, witness
-
-
-def all_finite(witness: Tensor) -> bool:
-    """Whether no entry is infinite or NaN; one number is looked at unless there is doubt."""
-    witness = witness.detach()
-    return isfinite(float(witness.sum())) or bool(witness.isfinite().all())
 
 
 def refuse(name: str, logits: Tensor, targets: Tensor, counts: Tensor | None) -> NoReturn:

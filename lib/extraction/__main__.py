@@ -10,13 +10,10 @@ from lib.extraction.corpora.jsonl import Reading
 from lib.extraction.importers import FORMATS, import_file
 from lib.extraction.places import OCCURRENCES, Occurrence
 from lib.extraction.records import write_atomically
-from lib.extraction.triples import example_to_json
+from lib.extraction.triples import LOUD, REPEATED, example_to_json
 
 with needs("extraction"):
     import click
-
-LOUD = 0.05
-"""The share of lost triples above which there is a warning."""
 
 
 def convert(format: str, source: Path, out: Path, occurrence: Occurrence) -> None:
@@ -35,7 +32,7 @@ def convert(format: str, source: Path, out: Path, occurrence: Occurrence) -> Non
     click.echo(f"{source}: {', '.join(parts)}", err=True)
     _say("left out", reading.dropped, reading)
     _say("noted", reading.notes, reading)
-    lost = reading.dropped.total()
+    lost = reading.dropped.total() - reading.dropped[REPEATED]  # one of each is there
     if lost and not triples:
         raise ValueError(
             f"{source}: all {_count(lost, 'triple')} were left out, nothing is written"

@@ -1,9 +1,9 @@
 """From characters to tokens and back, with a count of everything that does not survive.
 
 A corpus marks entities by characters, a model sees tokens. The way there loses a triple where a
-tokenizer sets no border at the border of an entity, or cuts the text before it. The functions here
-lose nothing silently: each triple is either aligned so that `span_of` gives back exactly its
-characters, or counted with the reason.
+tokenizer sets no border at the border of an entity, or where the entities stand too far apart to be
+read together. The functions here lose nothing silently: each triple is either aligned so that
+`span_of` gives back exactly its characters, or counted with the reason.
 """
 
 import unicodedata
@@ -17,10 +17,12 @@ from lib.extraction.triples import Example, Span, Triple
 
 __all__ = [
     "BEYOND_LAST_TOKEN",
+    "LONG_TEXT",
     "NOT_ON_BORDERS",
     "NO_TOKEN",
-    "TRUNCATED",
+    "TOO_FAR",
     "UNKNOWN_RELATION",
+    "WINDOW",
     "Alignment",
     "Loss",
     "Losses",
@@ -37,7 +39,7 @@ NOT_ON_BORDERS = "entity not on token borders"
 """An end of the entity lies inside a token, which covers characters outside it as well."""
 
 BEYOND_LAST_TOKEN = "entity beyond the last token"
-"""The entity ends after the last token. The text was cut, or its end has no tokens."""
+"""The entity ends after the last token, as the end of the text has no tokens."""
 
 NO_TOKEN = "entity without tokens"
 """No token covers any character of the entity, as the tokenizer left it out."""
@@ -45,8 +47,14 @@ NO_TOKEN = "entity without tokens"
 UNKNOWN_RELATION = "relation unknown to the model"
 """The triple has a relation that the model cannot name."""
 
-TRUNCATED = "text truncated"
-"""Not a triple but a text was cut, as it is longer than the model reads."""
+TOO_FAR = "entities too far apart for a window"
+"""No window of a long text holds both entities."""
+
+LONG_TEXT = "text read in windows"
+"""Counts no triple but a text that is longer than the model reads at once."""
+
+WINDOW = "window of a text"
+"""Counts no triple but one window of such a text."""
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -63,13 +71,29 @@ class TokenTriple:
     object_head: int
     object_tail: int
 
+    def moved(self, by: int) -> "TokenTriple":
+        """Return the same triple where so many tokens more stand before it.
+
+        Examples
+        --------
+        >>> TokenTriple(1, 2, 0, 4, 4).moved(-1)
+        TokenTriple(subject_head=0, subject_tail=1, relation=0, object_head=3, object_tail=3)
+        """
+        return TokenTriple(
+            self.subject_head + by,
+            self.subject_tail + by,
+            self.relation,
+            self.object_head + by,
+            self.object_tail + by,
+        )
+
 
 class Loss(NamedTuple):
     """A triple that cannot be told to the model, and why."""
 
     triple: Triple
-    role: Literal["subject", "object", "relation"]
-    """What of it cannot be told."""
+    role: Literal["subject", "object", "relation", "pair"]
+    """What of it cannot be told; the pair, if each entity could be told by itself."""
     reason: str
 
 
@@ -100,10 +124,10 @@ class Losses(Counter[str]):
     Examples
     --------
     >>> losses = Losses()
-    >>> losses.add("text truncated", "own.jsonl, line 7")
-    >>> losses.add("text truncated", "own.jsonl, line 9")
+    >>> losses.add("entity without tokens", "own.jsonl, line 7")
+    >>> losses.add("entity without tokens", "own.jsonl, line 9")
     >>> losses, losses.first
-    (Losses({'text truncated': 2}), {'text truncated': 'own.jsonl, line 7'})
+    (Losses({'entity without tokens': 2}), {'entity without tokens': 'own.jsonl, line 7'})
     """
 
     def __init__(self, *counts: Any) -> None:
@@ -138,13 +162,18 @@ def describe_loss(example: Example, loss: Loss, offsets: Offsets) -> str:
     where = example.source or f"example {example.id!r}"
     if loss.role == "relation":
         return f"{where}: relation {loss.triple.relation!r}"
+    if loss.role == "pair":
+        ends = (_shown(span.of(example.text)) for span in (loss.triple.subject, loss.triple.object))
+        return f"{where}: {' and '.join(ends)} of {loss.triple.relation!r}"
     span = loss.triple.subject if loss.role == "subject" else loss.triple.object
-    words = span.of(example.text)
-    words = repr(words if len(words) <= 40 else words[:39] + "…")
-    said = f"{where}: {loss.role} {words} of {loss.triple.relation!r}"
+    said = f"{where}: {loss.role} {_shown(span.of(example.text))} of {loss.triple.relation!r}"
     if units := _units(example.text, span, offsets):
         said += f" (do its offsets count {units}, not characters?)"
     return said
+
+
+def _shown(words: str) -> str:
+    return repr(words if len(words) <= 40 else words[:39] + "…")
 
 
 def _units(text: str, span: Span, offsets: Offsets) -> str | None:

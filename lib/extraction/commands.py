@@ -33,16 +33,16 @@ from lib.extraction.places import OCCURRENCES, Occurrence
 from lib.extraction.records import portable, write_atomically
 from lib.extraction.training import (
     Extractor,
+    LongTextWarning,
     LostTripleWarning,
     Settings,
-    TruncatedTextWarning,
     UnknownRelationWarning,
     evaluate,
     make_accelerator,
     predict,
     set_seed,
     train,
-    warn_of_cuts,
+    warn_of_long_texts,
 )
 from lib.extraction.triples import Corpus, Example, example_to_json
 
@@ -74,8 +74,8 @@ ENCODER_OPTIONS = (
 """Options of ``train`` for any model with an encoder of `lib.extraction.encoders`."""
 
 _OURS = (
+    LongTextWarning,
     LostTripleWarning,
-    TruncatedTextWarning,
     UnknownRelationWarning,
 )  # shown in a line, without a place in code
 
@@ -312,7 +312,7 @@ def extractor_commands(
             raise ValueError(f"--output: no such folder: {str(Path(output).parent)!r}")
         name = "standard input" if input == "-" else input
         failures = _Failures(shown=accelerator.is_main_process)
-        cut = Losses()
+        long = Losses()
 
         def lines(source: BufferedIOBase) -> Iterator[str]:
             incoming = Lines(source)
@@ -329,7 +329,7 @@ def extractor_commands(
                     threshold=threshold,
                     progress=not quiet,
                     failed=failed,
-                    cut=cut,
+                    long=long,
                 )
                 for index, (given, scored) in enumerate(zip(chunk, found, strict=True)):
                     kept = [
@@ -366,7 +366,7 @@ def extractor_commands(
                         lambda file: file.writelines(line.encode() for line in lines(source)),
                     )
             finally:  # a stream may end by a key
-                warn_of_cuts(cut, failures.count + failures.fine)
+                warn_of_long_texts(long, failures.count + failures.fine)
         if failures.count:
             texts = failures.count + failures.fine
             raise _PartialError(

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lib._extras import needs
-from lib.extraction.alignment import trim_offsets
+from lib.extraction.alignment import TokenTriple, trim_offsets
 from lib.global_pointer import apply_rope
 
 with needs("extraction"):
@@ -43,13 +43,35 @@ class Tokens:
     """One text, cut into tokens.
 
     ``inputs`` holds what the encoder reads, one whole number per token and name. ``offsets`` are
-    the characters of each token, (0, 0) for a special token. ``truncated`` says that the text
-    goes on.
+    the characters of each token, (0, 0) for a special token. ``special`` counts the special tokens
+    before and behind those of the text.
     """
 
     inputs: dict[str, tuple[int, ...]]
     offsets: tuple[tuple[int, int], ...]
-    truncated: bool
+    special: tuple[int, int]
+
+    def part(self, first: int, last: int) -> "Tokens":
+        """Return the tokens ``[first, last)`` of the text, counted without the special ones.
+
+        They are those of the whole text, special ones at both ends included, so that neither a cut
+        in a word nor the lack of what stands before changes any of them.
+        """
+        before, after = self.special
+
+        def cut(values: tuple[Any, ...]) -> tuple[Any, ...]:
+            end = values[len(values) - after :]
+            return values[:before] + values[before + first : before + last] + end
+
+        inputs = {name: cut(values) for name, values in self.inputs.items()}
+        return Tokens(inputs, cut(self.offsets), self.special)
+
+    def holds(self, triple: TokenTriple, first: int) -> bool:
+        """Tell whether both entities of a triple lie in this part, which begins at `first`."""
+        heads = min(triple.subject_head, triple.object_head)
+        tails = max(triple.subject_tail, triple.object_tail)
+        before, after = self.special
+        return before <= heads - first and tails - first < len(self.offsets) - after
 
 
 class Encoder(nn.Module, ABC):
@@ -61,12 +83,13 @@ class Encoder(nn.Module, ABC):
 
     hidden_size: int
     max_length: int
+    """Most tokens that are read at once, special ones included."""
     padding: dict[str, int]
     """Each input's name and the number that fills a batch up."""
 
     @abstractmethod
     def tokenise(self, texts: Sequence[str]) -> list[Tokens]:
-        """Cut each text into at most ``max_length`` tokens."""
+        """Cut each text into tokens, as many as there are."""
 
     @abstractmethod
     def word_embeddings(self) -> Tensor:
@@ -218,22 +241,22 @@ class HuggingFaceEncoder(Encoder):
         try:
             model = build(AutoConfig.from_pretrained(folder, dtype=torch.float32))
             tokenizer = AutoTokenizer.from_pretrained(folder)
-        except Exception as error:
+        except Exception as error:  # files that are no encoder fail in any way they like
             raise OSError(f"{folder} {_cannot_be_read(error)}") from error
         return cls(model, tokenizer, str(folder), **description)
 
     def tokenise(self, texts: Sequence[str]) -> list[Tokens]:
-        """Cut each text into at most ``max_length`` tokens, special ones included."""
+        """Cut each text into tokens, special ones included."""
         if not texts:
             return []
-        encoded = self.tokenizer(list(texts), truncation=True, max_length=self.max_length)
+        encoded = self.tokenizer(list(texts), verbose=False)  # quiet about long texts
         cut = []
         for i, (text, encoding) in enumerate(zip(texts, encoded.encodings, strict=True)):
             offsets = trim_offsets(text, _visible(encoding))
             inputs = {name: tuple(encoded[name][i]) for name in self.padding if name != "shapes"}
             if self.shapes is not None:
                 inputs["shapes"] = _shapes_of_words(text, offsets)
-            cut.append(Tokens(inputs, offsets, bool(encoding.overflowing)))
+            cut.append(Tokens(inputs, offsets, _special(encoding)))
         return cut
 
     def forward(self, *, attention_mask: Tensor, **inputs: Tensor) -> Tensor:
@@ -321,7 +344,7 @@ class SmallEncoder(Encoder):
         self.dropout = nn.Dropout(options.dropout)
         self.blocks = nn.ModuleList(_Block(options) for _ in range(options.layers))
         self.norm = nn.LayerNorm(size)
-        tokenizer.enable_truncation(options.max_length)
+        tokenizer.no_truncation()  # as saved tokenizers had it up to version 0.2
 
     @classmethod
     def create(cls, texts: Iterable[str], options: SmallOptions, *, min_count: int = 2) -> Self:
@@ -358,7 +381,7 @@ class SmallEncoder(Encoder):
         return cls(tokenizer, SmallOptions(**description))
 
     def tokenise(self, texts: Sequence[str]) -> list[Tokens]:
-        """Cut each text into at most ``max_length`` tokens, the first of them special."""
+        """Cut each text into tokens, the first of them special."""
         cut = []
         for text, encoding in zip(texts, self.tokenizer.encode_batch(list(texts)), strict=True):
             offsets = trim_offsets(text, _visible(encoding))
@@ -368,7 +391,7 @@ class SmallEncoder(Encoder):
                 "shapes": tuple(SHAPES.index(word_shape(w)) if w else 0 for w in words),
                 "endings": tuple(_ending(w) if w else 0 for w in words),
             }
-            cut.append(Tokens(inputs, offsets, bool(encoding.overflowing)))
+            cut.append(Tokens(inputs, offsets, _special(encoding)))
         return cut
 
     def forward(
@@ -453,6 +476,18 @@ def _visible(encoding: Any) -> list[tuple[int, int]]:
     return [(0, 0) if special else offset for offset, special in pairs]
 
 
+def _special(encoding: Any) -> tuple[int, int]:
+    """Count the tokens that the tokenizer added before and behind those of the text."""
+    added = [
+        bool(special) and offset == (0, 0)  # the text itself may hold the name of a special token
+        for offset, special in zip(encoding.offsets, encoding.special_tokens_mask, strict=True)
+    ]
+    of_text = [index for index, is_added in enumerate(added) if not is_added]
+    if not of_text:
+        return len(added), 0
+    return of_text[0], len(added) - 1 - of_text[-1]
+
+
 def _shapes_of_words(text: str, offsets: Sequence[tuple[int, int]]) -> tuple[int, ...]:
     """Return for each token the shape of the word of the text that it begins in, 0 for none.
 
@@ -472,10 +507,11 @@ def _ending(word: str) -> int:
 
 
 def _check_small(options: SmallOptions) -> None:
-    for name in ("hidden_size", "layers", "attention_heads", "max_length"):
+    least = {"hidden_size": 1, "layers": 1, "attention_heads": 1, "max_length": 2}
+    for name, lowest in least.items():
         value = getattr(options, name)
-        if value < 1:
-            raise ValueError(f"{name}: expected at least 1, got {value}")
+        if value < lowest:
+            raise ValueError(f"{name}: expected at least {lowest}, got {value}")
     for name in ("dropout", "word_dropout"):
         value = getattr(options, name)
         if not 0 <= value < 1:

@@ -63,14 +63,22 @@ class Lines:
         return not any(line.strip() for line in self._whole)
 
 
-def in_chunks(inputs: Iterator[Input], lines: Lines, most: int) -> Iterator[list[Input]]:
-    """Group what `read_inputs` makes of `lines`: as many at a time as are there, at most `most`."""
+def in_chunks(
+    inputs: Iterator[Input], lines: Lines, most: int, characters: int = 2**20
+) -> Iterator[list[Input]]:
+    """Group what `read_inputs` makes of `lines`: as many at a time as are there.
+
+    At most `most`, and none after those that together have so many characters.
+    """
     chunk = []
+    length = 0
     for each in inputs:
         chunk.append(each)
-        if len(chunk) == most or lines.waiting():
+        length += len(each.example.text)
+        if len(chunk) == most or length >= characters or lines.waiting():
             yield chunk
             chunk = []
+            length = 0
     if chunk:
         yield chunk
 

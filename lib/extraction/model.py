@@ -18,14 +18,31 @@ from torch import Tensor, nn
 
 from lib import __version__
 from lib._extras import needs
-from lib.extraction.alignment import TRUNCATED, Losses, TokenTriple, align, describe_loss, span_of
-from lib.extraction.encoders import Encoder, HuggingFaceEncoder, SmallEncoder, SmallOptions
+from lib.extraction.alignment import (
+    LONG_TEXT,
+    TOO_FAR,
+    WINDOW,
+    Loss,
+    Losses,
+    TokenTriple,
+    align,
+    describe_loss,
+    span_of,
+)
+from lib.extraction.encoders import (
+    Encoder,
+    HuggingFaceEncoder,
+    SmallEncoder,
+    SmallOptions,
+    Tokens,
+)
 from lib.extraction.folders import model_folder, replace_folder
 from lib.extraction.found import FoundTriple
 from lib.extraction.jsontext import parse_json
 from lib.extraction.records import write_atomically
 from lib.extraction.training import predict
 from lib.extraction.triples import Example, Triple
+from lib.extraction.windows import windows
 
 with needs("extraction"):
     import safetensors
@@ -50,15 +67,17 @@ _KINDS: dict[str, type[HuggingFaceEncoder] | type[SmallEncoder]] = {
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """One text made ready: what the encoder reads, where its tokens are, and its triples.
+    """One text, or a window of a long one, made ready: its tokens, where they are, its triples.
 
-    ``len(item)`` is the number of tokens, by which batches of similar length can be formed.
+    ``len(item)`` is the number of tokens, by which batches of similar length can be formed. The
+    offsets are those in the whole text. ``example`` is the place of the text among those given.
     """
 
     text: str
     inputs: dict[str, tuple[int, ...]]
     offsets: tuple[tuple[int, int], ...]
     triples: tuple[TokenTriple, ...]
+    example: int
 
     def __len__(self) -> int:
         """Return the number of tokens, special ones included."""
@@ -168,7 +187,7 @@ class ExtractionModel(nn.Module, ABC):
         return cls(made, relations, own)
 
     def prepare(self, examples: Sequence[Example]) -> tuple[list[Item], Losses]:
-        """Cut texts into tokens and carry their triples over.
+        """Cut texts into tokens, long ones into windows too, and carry their triples over.
 
         Parameters
         ----------
@@ -178,27 +197,52 @@ class ExtractionModel(nn.Module, ABC):
         Returns
         -------
         items : list of Item
-            One per example, in the same order.
+            One per example, in the same order; of a text of more than ``max_length`` tokens
+            several, its :func:`~lib.extraction.windows.windows`. A triple is in each that holds
+            both its entities.
         losses : Losses
             How many triples cannot be told to the model, by reason (see
-            :mod:`lib.extraction.alignment`), and under "text truncated" how many texts were longer
-            than ``max_length`` tokens; with the first example of each.
+            :mod:`lib.extraction.alignment`), and how many texts are read in how many windows; with
+            the first example of each.
         """
         ids = {relation: index for index, relation in enumerate(self.relations)}
         losses = Losses()
         items = []
         cut = self.encoder.tokenise([example.text for example in examples])
-        for example, tokens in zip(examples, cut, strict=True):
+        for index, (example, tokens) in enumerate(zip(examples, cut, strict=True)):
             alignment = align(example, tokens.offsets, ids)
-            for loss in alignment.lost:
+            lost = list(alignment.lost)
+            held: set[TokenTriple] = set()
+            parts = self._windows(example.text, tokens)
+            for first, part in parts:
+                inside = [triple for triple in alignment.triples if part.holds(triple, first)]
+                held.update(inside)
+                triples = tuple(triple.moved(-first) for triple in inside)
+                items.append(Item(example.text, part.inputs, part.offsets, triples, index))
+            for triple in alignment.triples:
+                if triple not in held:
+                    lost.append(Loss(self.triple_of(tokens, triple), "pair", TOO_FAR))
+            for loss in lost:
                 known = loss.reason in losses.first  # no words are made of what nobody reads
                 losses.add(
                     loss.reason, "" if known else describe_loss(example, loss, tokens.offsets)
                 )
-            if tokens.truncated:
-                losses.add(TRUNCATED, example.source or f"example {example.id!r}")
-            items.append(Item(example.text, tokens.inputs, tokens.offsets, alignment.triples))
+            if len(parts) > 1:
+                losses.add(LONG_TEXT, example.source or f"example {example.id!r}")
+                losses[WINDOW] += len(parts)
         return items, losses
+
+    def _windows(self, text: str, tokens: Tokens) -> list[tuple[int, Tokens]]:
+        """Return the windows of a text, each with the number of tokens that it leaves out before.
+
+        Most texts are one window, which leaves out none.
+        """
+        before, after = tokens.special
+        of_text = tokens.offsets[before : len(tokens.offsets) - after]
+        found = windows(text, of_text, self.encoder.max_length - before - after)
+        if len(found) == 1:
+            return [(0, tokens)]
+        return [(first, tokens.part(first, last)) for first, last in found]
 
     def collate_texts(self, items: Sequence[Item]) -> dict[str, Tensor]:
         """Make the part of a batch that has no labels, padded to the longest item.
@@ -321,7 +365,7 @@ class ExtractionModel(nn.Module, ABC):
             best[triple] = max(score, best.get(triple, score))
         return tuple(best.items())
 
-    def triple_of(self, item: Item, tokens: TokenTriple) -> Triple:
+    def triple_of(self, item: Item | Tokens, tokens: TokenTriple) -> Triple:
         """Name a triple of tokens by its characters and its relation."""
         return Triple(
             span_of(item.offsets, tokens.subject_head, tokens.subject_tail),

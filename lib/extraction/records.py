@@ -20,7 +20,8 @@ The file (``schema`` 1) has these fields, all present in every record:
     "triples": {split: count}, "dropped": {reason: count}, "notes": {kind: count}, "files":
     {name: sha256}, "unaligned": {split: {reason: count}}, "dev_from_train": count}``. The first
     and ``dropped``, ``notes``, ``files`` are those of `lib.extraction.triples.Corpus`.
-    ``unaligned`` is what does not fall on token borders (it counts as missed in every score).
+    ``unaligned`` is what cannot be told to the model (it counts as missed in every score), and how
+    many long texts are read in how many windows.
     ``dev_from_train`` is the number of training sentences held out because the corpus has no dev
     split, else 0.
 ``settings``

@@ -26,6 +26,7 @@ from lib.extraction.places import (
 __all__ = [
     "BLANK",
     "INSIDE_A_WORD",
+    "LOUD",
     "PATTERNS",
     "REPEATED",
     "SEVERAL",
@@ -60,6 +61,9 @@ BLANK = "entity of white space alone"
 
 REPEATED = "triple repeated"
 """A reason for dropping a triple, which the example has already."""
+
+LOUD = 0.05
+"""The share of triples from which on a loss is warned of."""
 
 
 @dataclass(frozen=True, slots=True, order=True, repr=False)

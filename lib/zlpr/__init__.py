@@ -1,4 +1,4 @@
-r"""Softmax cross-entropy for many labels at once: the ZLPR loss, dense and sparse.
+r"""Softmax cross-entropy for many labels at once: ZLPR, dense, sparse and without the logits.
 
 Zero-bounded log-sum-exp and pairwise rank-based loss. Every negative score should lie below zero
 and every positive score above it; the loss is the smooth worst violation of each kind.
@@ -16,13 +16,28 @@ and the exponential is ``exp2``, because PyTorch's ``exp`` is many times slower 
 which is almost everywhere once a model is trained.
 """
 
-from torch import Tensor
+from math import inf
+from typing import NamedTuple, NoReturn
+
+import torch
+from torch import Tensor, nn
 
 from lib import _checks, _refusals
+from lib._linear import check_head, require_finite
 from lib._modules import LossModule
 from lib.zlpr._kernels import reduced_loss
+from lib.zlpr._linear import labels_of_rows, linear_losses
 
-__all__ = ["SparseZLPRLoss", "ZLPRLoss", "sparse_zlpr_loss", "zlpr_loss"]
+__all__ = [
+    "FoundLabels",
+    "LinearZLPRLoss",
+    "SparseZLPRLoss",
+    "ZLPRLoss",
+    "labels_above",
+    "linear_zlpr_loss",
+    "sparse_zlpr_loss",
+    "zlpr_loss",
+]
 
 
 def zlpr_loss(
@@ -174,6 +189,146 @@ def sparse_zlpr_loss(
     return _loss("positives", logits, positives, mask, reduction, validate)
 
 
+def linear_zlpr_loss(
+    hidden: Tensor,
+    weight: Tensor,
+    positives: Tensor,
+    *,
+    bias: Tensor | None = None,
+    reduction: _checks.Reduction = "mean",
+    validate: bool = True,
+) -> Tensor:
+    r"""ZLPR loss of ``hidden @ weight.T + bias``, without ever holding those logits.
+
+    Equal to :func:`sparse_zlpr_loss` of these logits, to rounding. For label spaces whose logits do
+    not fit: 1024 rows of 500 000 labels are 2 GB, several times over in a loss that stores them.
+    The memory above the arguments is the gradients and a buffer, however many labels there are.
+
+    Equations: :eq:`eq:zlpr-loss`, :eq:`eq:zlpr-gradient`
+
+    Parameters
+    ----------
+    hidden
+        States, shape ``(..., D)``, any floating dtype.
+    weight
+        The head, one row per label, shape ``(C, D)``, any floating dtype.
+    positives
+        Positive labels, shape ``(..., K)``, int64 in ``[0, C)``, filled up with -1. In any order; a
+        label listed twice counts once.
+    bias
+        The head's bias, shape ``(C,)``, any floating dtype; :math:`-\infty` takes a label away.
+    reduction, validate
+        As in :func:`zlpr_loss`.
+
+    Returns
+    -------
+    Tensor
+        As :func:`sparse_zlpr_loss`.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As :func:`sparse_zlpr_loss`; shapes or devices of the head disagree; a positive whose bias
+        is :math:`-\infty`. A state, weight or bias that is not finite is reported where it makes
+        the loss or the gradient of ``hidden`` not finite.
+
+    Notes
+    -----
+    Rows go through the buffer a few at a time, and for a scalar result the gradients are formed in
+    the same pass: three matrix products. Where the buffer holds too few rows, and for weights in
+    half precision, tiles of labels are computed twice instead, and each row of the weight's
+    gradient is formed, and rounded, once. Half precision is computed in float32. Under
+    ``torch.compile``, ``torch.func`` and for second derivatives the plain formula runs, which holds
+    all logits.
+
+    Source: as :func:`sparse_zlpr_loss`; the computation by blocks is ours.
+
+    Examples
+    --------
+    >>> import torch
+    >>> hidden, weight = torch.eye(2, 3), torch.eye(4, 3)
+    >>> print(f"{linear_zlpr_loss(hidden, weight, torch.tensor([[0, -1], [3, 1]])):.4f}")
+    1.8301
+    """
+    check_head(hidden, weight, bias, "C", "D")
+    _checks.check_indices("positives", positives, hidden, "hidden")
+    _checks.check_reduction(reduction)
+    states = hidden.reshape(-1, hidden.shape[-1])
+    lists = positives.reshape(states.shape[0], positives.shape[-1])
+    look = validate and _checks.values_readable(hidden, weight, bias, positives)
+    result = linear_losses(states, weight, bias, lists, reduction, look)
+    if look and _checks.has_nan(result):
+        _refuse_positives(positives, bias, len(weight))
+        _refuse_head(hidden, weight, bias)
+    return result.reshape(hidden.shape[:-1]) if reduction == "none" else result
+
+
+class FoundLabels(NamedTuple):
+    """Labels of each row with their scores, largest first."""
+
+    labels: Tensor
+    """Shape ``(..., K)``, int64, filled up with -1."""
+    scores: Tensor
+    """Shape ``(..., K)``, filled up with minus infinity."""
+
+
+def labels_above(
+    hidden: Tensor,
+    weight: Tensor,
+    *,
+    bias: Tensor | None = None,
+    threshold: float = 0.0,
+    most: int | None = None,
+) -> FoundLabels:
+    r"""Labels whose logit in ``hidden @ weight.T + bias`` lies above a threshold.
+
+    As :func:`linear_zlpr_loss`, it never holds all logits. Not differentiable.
+
+    Parameters
+    ----------
+    hidden, weight, bias
+        As in :func:`linear_zlpr_loss`.
+    threshold
+        What a logit must exceed; 0 is where the loss puts the border. :math:`-\infty` with
+        ``most`` gives the top labels, whatever their logits.
+    most
+        The largest number of labels to return for a row, at least 1; all if None.
+
+    Returns
+    -------
+    FoundLabels
+        Of shape ``(..., K)``, where ``K`` is the largest number of labels that a row has. Of equal
+        logits any may come first.
+
+    Raises
+    ------
+    TypeError, ValueError
+        Shapes, dtypes or devices disagree; ``threshold`` is NaN; ``most`` is no int or below 1. A
+        state, weight or bias that makes a logit NaN.
+
+    Examples
+    --------
+    >>> import torch
+    >>> hidden, weight = torch.eye(2, 3), torch.tensor([[1.0, -1.0, 0.0], [2.0, 0.0, 0.0]])
+    >>> labels_above(hidden, weight).labels
+    tensor([[ 1,  0],
+            [-1, -1]])
+    """
+    check_head(hidden, weight, bias, "C", "D")
+    if not threshold == threshold:
+        raise ValueError(f"threshold must be a number, got {threshold}")
+    if most is not None:
+        most = _checks.as_index("most", most)
+        if most < 1:
+            raise ValueError(f"most must be at least 1, got {most}")
+    with torch.no_grad(), _checks.no_autocast(hidden):
+        states = hidden.reshape(-1, hidden.shape[-1])
+        found = labels_of_rows(states, weight, bias, threshold, most)
+    if found is None:
+        _refuse_head(hidden, weight, bias)
+    return FoundLabels(*(part.reshape(*hidden.shape[:-1], part.shape[-1]) for part in found))
+
+
 class ZLPRLoss(LossModule):
     """:func:`zlpr_loss` as a module.
 
@@ -222,6 +377,102 @@ class SparseZLPRLoss(LossModule):
         return sparse_zlpr_loss(
             logits, positives, mask=mask, reduction=self.reduction, validate=self.validate
         )
+
+
+class LinearZLPRLoss(nn.Linear):
+    """A linear head with the loss of its logits, which are never held: :func:`linear_zlpr_loss`.
+
+    It is an :class:`torch.nn.Linear`, with the parameters of one and their names, so that
+    parametrisations, sharding and checkpoints treat it as one. Not so an adapter that adds to the
+    *output* of a layer (LoRA as a wrapper): there the output is the loss. Merge it into the weight.
+
+    Equations: :eq:`eq:zlpr-loss`
+
+    Parameters
+    ----------
+    in_features, out_features, bias, device, dtype
+        As in :class:`torch.nn.Linear`; ``out_features`` is the number of labels.
+    reduction, validate
+        As in :func:`zlpr_loss`.
+
+    Examples
+    --------
+    >>> import torch
+    >>> head = LinearZLPRLoss(4, 1000)
+    >>> loss = head(torch.randn(2, 4), torch.tensor([[3, 14], [15, -1]]))
+    >>> loss.backward()
+    >>> head.labels_above(torch.randn(2, 4), most=5).labels.shape[0]
+    2
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        bias: bool = True,
+        *,
+        reduction: _checks.Reduction = "mean",
+        validate: bool = True,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        _checks.check_reduction(reduction)
+        super().__init__(in_features, out_features, bias, device=device, dtype=dtype)
+        self.reduction: _checks.Reduction = reduction
+        self.validate = validate
+
+    def forward(  # type: ignore[override]  # nn.Linear takes no labels
+        self, hidden: Tensor, positives: Tensor
+    ) -> Tensor:
+        """Loss of ``hidden`` ``(..., D)`` against label lists ``positives`` ``(..., K)``."""
+        return linear_zlpr_loss(
+            hidden, self.weight, positives, bias=self.bias, reduction=self.reduction,
+            validate=self.validate,
+        )  # fmt: skip
+
+    def labels_above(
+        self, hidden: Tensor, *, threshold: float = 0.0, most: int | None = None
+    ) -> FoundLabels:
+        """Find labels of ``hidden`` ``(..., D)``: :func:`labels_above` of this head."""
+        return labels_above(hidden, self.weight, bias=self.bias, threshold=threshold, most=most)
+
+    def extra_repr(self) -> str:
+        """Show the options in ``print(module)``."""
+        options = f"{super().extra_repr()}, reduction={self.reduction!r}"
+        return options + ("" if self.validate else ", validate=False")
+
+
+def _refuse_positives(positives: Tensor, bias: Tensor | None, classes: int) -> None:
+    """Raise for a positive that is no label, or that the bias takes away."""
+    bad = (positives < -1) | (positives >= classes)
+    if bad.any():
+        at = _refusals.first_true(bad)
+        raise ValueError(
+            f"positives must be classes in [0, {classes}) or -1 as filler, "
+            f"got {positives[at].item()} at {_refusals.place('positives', at)}"
+        )
+    gone = positives.new_zeros((), dtype=torch.bool)
+    if bias is not None:
+        gone = (positives >= 0) & (bias[positives.clamp(min=0)] == -inf)
+    if gone.any():
+        at = _refusals.first_true(gone)
+        label = int(positives[at])
+        raise ValueError(
+            "a positive must have a finite logit, got "
+            f"{_refusals.place('positives', at)} = {label} and bias[{label}] = -inf"
+        )
+
+
+def _refuse_head(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> NoReturn:
+    """Raise for what made a logit of a head NaN."""
+    require_finite("hidden", hidden)
+    require_finite("weight", weight)
+    if bias is not None:
+        require_finite("bias", bias.masked_fill(bias == -inf, 0))
+    dtype = _checks.compute_dtype(torch.promote_types(hidden.dtype, weight.dtype))
+    raise ValueError(
+        f"hidden and weight must give finite logits, got a product that overflows {dtype}"
+    )
 
 
 def _loss(

@@ -22,7 +22,7 @@ from lib._rows import (
     numbers,
 )
 
-__all__ = ["reduced_loss"]
+__all__ = ["powers_of_positives", "reduced_loss"]
 
 _AT_ONCE_CELLS = 1 << 18  # narrow scores up to here are worth a table that is kept
 _LISTED_SHARE = 1 / 32  # padded lists up to this share of all cells are faster than a dense pass
@@ -196,6 +196,14 @@ def _listed(table: Tensor) -> Tensor | None:
     return lists
 
 
+def powers_of_positives(score: Tensor, counts: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Shift, sum and terms ``exp(-score - shift)`` of listed positives, those that count."""
+    minus, uncounted = -score, ~counts
+    pull = finite(minus.masked_fill(uncounted, -inf).amax(-1, keepdim=True))
+    terms = (minus - pull).exp_()
+    return pull, terms.masked_fill(uncounted, 0).sum(-1, keepdim=True), terms
+
+
 class _ByLists(torch.autograd.Function):
     """Loss of each row when few cells are positive: their scores are handled apart."""
 
@@ -227,12 +235,8 @@ class _ByLists(torch.autograd.Function):
             sums.append(_top_and_sum_(cells))
         top, total = map(torch.cat, zip(*sums, strict=True))
 
-        minus, uncounted = -score, ~counts
-        pull = finite(minus.masked_fill(uncounted, -inf).amax(-1, keepdim=True))
-        terms = (minus - pull).exp_()
-        pulled = terms.masked_fill(uncounted, 0).sum(-1, keepdim=True)
-
         shift = finite(top)
+        pull, pulled, terms = powers_of_positives(score, counts)
         losses, factors = combine(torch.stack((shift, pull)), torch.stack((total, pulled)))
         # Fillers and repeated mentions too: equal cells must be written equal values.
         at_positives = terms.neg_().mul_(factors[1])

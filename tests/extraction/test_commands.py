@@ -233,6 +233,9 @@ def test_chunks_hold_what_is_there():
     lines = Lines(BytesIO(b"\n".join(b"text %d" % n for n in range(7)) + b"\n\n\n"))
     chunks = in_chunks(read_inputs(lines, "file"), lines, 3)
     assert [[int(e.text[5:]) for e, _ in chunk] for chunk in chunks] == [[0, 1, 2], [3, 4, 5], [6]]
+    lines = Lines(BytesIO(b"\n".join([b"a" * 9, b"b" * 30, b"c", b"d", b"e"]) + b"\n\n"))
+    chunks = in_chunks(read_inputs(lines, "file"), lines, 3, characters=20)
+    assert [[e.text[0] for e, _ in chunk] for chunk in chunks] == [["a", "b"], ["c", "d", "e"]]
 
 
 def test_predictions_are_chosen_by_threshold_confidence_and_relation(trained, data):
@@ -272,12 +275,12 @@ def test_predictions_of_many_texts_come_in_order(trained, monkeypatch):
     assert [json.loads(line)["text"] for line in result.stdout.splitlines()] == texts
 
 
-def test_texts_that_are_cut_are_told_in_one_line(trained, data, tmp_path):
+def test_long_texts_are_told_in_one_line(trained, data, tmp_path):
     long = "Bo met Ada " + "and so on " * 20
     result = call("predict", "--model", trained[0], input=f"{long}\nBo met Ada\n")
     said = (
-        "Warning: 1 of 2 texts are longer than the model reads; their ends were cut "
-        "(first standard input, line 1)\n"
+        "Warning: 1 of 2 texts are longer than the model reads at once: read in 3 overlapping "
+        "windows (first standard input, line 1)\n"
     )
     assert (result.exit_code, result.stderr) == (0, said)
     assert len(result.stdout.splitlines()) == 2
@@ -292,7 +295,7 @@ def test_texts_that_are_cut_are_told_in_one_line(trained, data, tmp_path):
     assert (fine.exit_code, fine.stderr) == (0, "")
 
 
-def test_texts_that_are_cut_are_told_once_with_the_first_of_them(trained, monkeypatch):
+def test_long_texts_are_told_once_with_the_first_of_them(trained, monkeypatch):
     """However many chunks there are, and whatever their ids."""
     monkeypatch.setattr(commands, "_CHUNK", 2)
     long = "Bo met Ada " + "and so on " * 20
@@ -301,8 +304,8 @@ def test_texts_that_are_cut_are_told_once_with_the_first_of_them(trained, monkey
     result = call("predict", "--model", trained[0], input="\n".join(given))
     assert (result.exit_code, len(result.stdout.splitlines())) == (0, 7)
     assert result.stderr == (
-        "Warning: 3 of 7 texts are longer than the model reads; their ends were cut "
-        "(first standard input, text 'x3')\n"
+        "Warning: 3 of 7 texts are longer than the model reads at once: read in 9 overlapping "
+        "windows (first standard input, text 'x3')\n"
     )
 
 
@@ -492,7 +495,7 @@ def test_a_run_that_would_learn_nothing_is_refused(tmp_path):
         example = f"first {tmp_path / 'train.jsonl'}, line 1: subject {words!r} of 'wrote'{hint}"
         assert first == (
             "train: 12 sentences, 12 triples, 1 relation; "
-            f"not on tokens: 12 × entity not on token borders [{example}]"
+            f"cannot be told: 12 × entity not on token borders [{example}]"
         )
         assert warning == (
             "Warning: train: 12 of 12 triples are lost (100%): they cannot be learnt"
@@ -534,7 +537,7 @@ def test_more_than_a_twentieth_lost_is_warned_of(tmp_path, lost):
         where = f"{tmp_path / 'train.jsonl'}, line 5: subject 'oton' of 'wrote'"
         assert said[0] == (
             "train: 36 sentences, 36 triples, 1 relation; "
-            f"not on tokens: {lost} × entity not on token borders [first {where}]"
+            f"cannot be told: {lost} × entity not on token borders [first {where}]"
         )
     if lost == 2:
         assert said[1] == "Warning: train: 2 of 36 triples are lost (6%): they cannot be learnt"
@@ -554,7 +557,7 @@ def test_what_the_reader_drops_and_what_is_cut_is_said(tmp_path):
     assert result.stderr.splitlines()[0] == (
         "train: 12 sentences, 11 triples, 1 relation; "
         "dropped in reading: 1 × triple repeated, 1 × entity of white space alone; "
-        f"1 text cut [first {tmp_path / 'train.jsonl'}, line 3]"
+        f"1 text read in 2 windows [first {tmp_path / 'train.jsonl'}, line 3]"
     )
     assert result.stderr.splitlines()[1] == (
         "Warning: train: 1 of 12 triples are lost (8%): they cannot be learnt"
@@ -571,7 +574,7 @@ def test_evaluation_says_what_must_be_missed(tmp_path):
     assert result.exit_code == 0, result.output
     where = f"{tmp_path / 'test.jsonl'}, line 1: subject 'da' of 'wrote'"
     assert result.stderr == (
-        "Warning: 12 of 12 triples are not on tokens and count as missed: "
+        "Warning: 12 of 12 triples cannot be told to the model and count as missed: "
         f"12 × entity not on token borders [first {where}]\n"
     )
 

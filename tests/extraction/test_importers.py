@@ -50,7 +50,7 @@ WROTE = [("Ada Quill", "Person", "wrote", "Notes", "Work")]
 BRAT_TEXT = "Ada Quill wrote Notes."
 BRAT = "T1\tPerson 0 9\tAda Quill\nT2\tWork 16 21\tNotes\nR1\twrote Arg1:T1 Arg2:T2\n"
 
-DOCCANO = {
+DOCCANO: dict[str, Any] = {
     "id": 6,
     "text": "Ada Quill wrote Notes.",
     "Comments": [],
@@ -91,7 +91,7 @@ STUDIO = studio(
     RELATION,
 )
 
-PRODIGY = {
+PRODIGY: dict[str, Any] = {
     "text": "Ada Quill wrote Notes.",
     "tokens": [
         {"text": "Ada", "start": 0, "end": 3, "id": 0, "ws": True},
@@ -116,7 +116,7 @@ CONLL = """\
 3\tNotes\tB-Work\t['N']\t[3]
 """
 
-SPERT = {
+SPERT: dict[str, Any] = {
     "tokens": ["Ada", "Quill", "wrote", "Notes"],
     "entities": [
         {"type": "Person", "start": 0, "end": 2},
@@ -126,7 +126,7 @@ SPERT = {
     "orig_id": 17,
 }
 
-DOCRED = {
+DOCRED: dict[str, Any] = {
     "title": "Ada",
     "sents": [["It", "rained", "."], ["Ada", "Quill", "wrote", "Notes"]],
     "vertexSet": [
@@ -136,7 +136,7 @@ DOCRED = {
     "labels": [{"h": 0, "t": 1, "r": "wrote", "evidence": [1]}],
 }
 
-SPO = {
+SPO: dict[str, Any] = {
     "text": "Ada Quill wrote Notes",
     "spo_list": [
         {
@@ -308,7 +308,7 @@ def test_doccano_counts_in_utf_16_units(tmp_path: Path) -> None:
     text = "👨🏻 " + BRAT_TEXT
     moved = [
         e | {"start_offset": e["start_offset"] + 5, "end_offset": e["end_offset"] + 5}
-        for e in DOCCANO["entities"]  # type: ignore[attr-defined]
+        for e in DOCCANO["entities"]
     ]
     reading = read(tmp_path, "doccano", json.dumps(DOCCANO | {"text": text, "entities": moved}))
     assert entities(reading.examples[0]) == WROTE
@@ -427,8 +427,8 @@ def test_prodigy_relations_by_spans_and_words_and_answers(tmp_path: Path) -> Non
 
 def test_docred_takes_the_nearest_mentions(tmp_path: Path) -> None:
     far = {"name": "Ada", "sent_id": 0, "pos": [0, 1], "type": "Person"}
-    vertices: list[Any] = [[far, *DOCRED["vertexSet"][0]], DOCRED["vertexSet"][1]]  # type: ignore[index]
-    labels = [*DOCRED["labels"], {"h": 0, "t": 7, "r": "P1", "evidence": []}]  # type: ignore[misc]
+    vertices: list[Any] = [[far, *DOCRED["vertexSet"][0]], DOCRED["vertexSet"][1]]
+    labels = [*DOCRED["labels"], {"h": 0, "t": 7, "r": "P1", "evidence": []}]
     record = DOCRED | {"vertexSet": vertices, "labels": labels}
     reading = read(tmp_path, "docred", json.dumps([record]))
     assert entities(reading.examples[0]) == WROTE
@@ -437,7 +437,7 @@ def test_docred_takes_the_nearest_mentions(tmp_path: Path) -> None:
 
 
 def test_spo_list_of_duie_2(tmp_path: Path) -> None:
-    spo = SPO["spo_list"][0] | {  # type: ignore[operator]
+    spo = SPO["spo_list"][0] | {
         "object": {"@value": "Notes", "inWork": "Quill"},
         "object_type": {"@value": "Work", "inWork": "Person"},
     }
@@ -465,6 +465,9 @@ def test_csv_groups_rows_and_chooses_occurrences_as_told(tmp_path: Path) -> None
     )
     assert reading.dropped == {"triple repeated": 1}
     assert reading.notes == {"entity that occurs several times": 1}
+    result = convert("csv", path, tmp_path / "own.jsonl", "--occurrence", "first")
+    assert "left out: 1 × triple repeated" in result.stderr
+    assert "Warning" not in result.stderr  # one of the two is there: nothing is lost
 
 
 @pytest.mark.parametrize(
@@ -498,7 +501,7 @@ def test_brat_lines_end_only_where_a_line_ends(tmp_path: Path) -> None:
 def test_an_id_that_two_entities_have_is_refused(tmp_path: Path) -> None:
     with pytest.raises(MalformedLinesError, match="line 4: an id must be given once, got 'T1'"):
         read(tmp_path, "brat", BRAT + "T1\tPerson 16 21\tNotes\n")
-    first, second = DOCCANO["entities"]  # type: ignore[misc]
+    first, second = DOCCANO["entities"]
     twice = [first, second | {"id": 41}]
     with pytest.raises(MalformedLinesError, match="id must be given once, got 41 again"):
         read(tmp_path, "doccano", json.dumps(DOCCANO | {"entities": twice}))
@@ -520,7 +523,7 @@ def test_label_studio_gives_a_region_of_two_label_sets_twice(tmp_path: Path) -> 
 
 def test_prodigy_does_not_guess_which_span_a_token_ends(tmp_path: Path) -> None:
     inner = {"start": 4, "end": 9, "token_start": 1, "token_end": 1, "label": "Name"}
-    record = PRODIGY | {"spans": [*PRODIGY["spans"], inner]}  # type: ignore[misc]
+    record = PRODIGY | {"spans": [*PRODIGY["spans"], inner]}
     assert read(tmp_path, "spacy", json.dumps(record)).dropped == {
         "token that ends several spans": 1
     }
@@ -581,7 +584,7 @@ def test_twenty_bad_records_are_named_at_once(tmp_path: Path) -> None:
 
 def test_the_command_says_what_is_lost_and_refuses_to_lose_all(tmp_path: Path) -> None:
     lost = {"id": 9, "from_id": 41, "to_id": 99, "type": "wrote"}
-    record = DOCCANO | {"relations": [*DOCCANO["relations"], lost]}  # type: ignore[misc]
+    record = DOCCANO | {"relations": [*DOCCANO["relations"], lost]}
     path = source(tmp_path, "doccano", json.dumps(record))
     out = tmp_path / "own.jsonl"
     result = convert("doccano", path, out)

@@ -150,6 +150,8 @@ def test_positions_of_roberta_begin_behind_padding(tmp_path):
     assert "got 47 (--max-length)" in line
     made = HuggingFaceEncoder.create(str(tmp_path / "roberta"), max_length=46)
     (tokens,) = made.tokenise(["Ada " * 100])
+    before, after = tokens.special
+    tokens = tokens.part(0, 46 - before - after)
     inputs = {name: torch.tensor([values]) for name, values in tokens.inputs.items()}
     states = made(**inputs, attention_mask=torch.ones(1, 46))
     assert states.shape == (1, 46, 16)

@@ -330,6 +330,22 @@ def test_the_way_is_told_where_no_bar_can_be_drawn(tmp_path, capsys, monkeypatch
     assert "min left" not in capsys.readouterr().err
 
 
+def test_long_texts_are_trained_in_windows(tmp_path, capsys, monkeypatch):
+    """Each window is an item of the epoch, so there are more steps than sentences ask for."""
+    monkeypatch.setattr(_run, "MINUTE", 0.0)
+    long = Example("long", "Ada " + "really " * 100 + "met Bo", (), "own.jsonl, line 9")
+    corpus = toy_corpus()
+    corpus = replace(corpus, train=(*corpus.train[:11], long))
+    _, record = run(tmp_path / "run", replace(SETTINGS, epochs=1), corpus, progress=True)
+    (item, *more), losses = new_model(corpus).prepare([long])
+    assert losses == {"text read in windows": 1, "window of a text": 1 + len(more)}
+    assert (item.example, len(item), len(more)) == (0, 40, 4)
+    assert record.data["unaligned"]["train"] == dict(losses)
+    said = capsys.readouterr().err
+    assert "1 text read in 5 windows [first own.jsonl, line 9]" in said
+    assert "step 4 of 4," in said  # 11 + 5 items in batches of 4; 12 texts would make 3
+
+
 def test_what_makes_a_poor_run_is_said(tmp_path, capsys):
     """In range and readable, but of no use: said before the first epoch, also without progress."""
     one = replace(SETTINGS, epochs=1)

@@ -16,11 +16,12 @@ import click
 import torch
 from torch import nn
 
-from lib.extraction.alignment import TRUNCATED, Losses
+from lib.extraction.alignment import LONG_TEXT, WINDOW, Losses
 from lib.extraction.commands import extractor_commands
 from lib.extraction.folders import model_folder
 from lib.extraction.records import write_atomically
 from lib.extraction.triples import Corpus, Example, Span, Triple
+from lib.extraction.windows import windows
 
 VERBS = {
     "wrote": ("author of",),
@@ -31,7 +32,7 @@ VERBS = {
     "runs": ("works for", "head of"),
 }
 NAMES = ("Ada", "Bo", "Cy", "Di", "Ed", "Flo", "Gus", "Hal")
-LIMIT = 40  # words of a text that are read
+LIMIT = 40  # words that are read at once
 RELATIONS = tuple(sorted({relation for named in VERBS.values() for relation in named}))
 
 
@@ -81,18 +82,21 @@ class Toy(nn.Module):
         ids = {word: number for number, word in enumerate(self.words, 1)}
         items = []
         losses = Losses()
-        for example in examples:
+        for number, example in enumerate(examples):
             found = [m.span() for m in re.finditer(r"\S+", example.text)]
-            if len(found) > LIMIT:
-                losses.add(TRUNCATED, example.source)
-            del found[LIMIT:]
-            items.append(
-                Item(
-                    [ids.get(example.text[a:b], 0) for a, b in found],
-                    found,
-                    {t.relation for t in example.triples},
-                )
-            )
+            parts = windows(example.text, found, LIMIT)
+            for first, last in parts:
+                spans = found[first:last]
+                words = [ids.get(example.text[a:b], 0) for a, b in spans]
+                held = {
+                    t.relation
+                    for t in example.triples
+                    if {t.subject.start, t.object.start} <= {start for start, _ in spans}
+                }
+                items.append(Item(words, spans, held, number))
+            if len(parts) > 1:
+                losses.add(LONG_TEXT, example.source)
+                losses[WINDOW] += len(parts)
             if not found:
                 losses.add("no words", example.source)
         return items, losses
@@ -156,8 +160,8 @@ class Toy(nn.Module):
 
 
 class Item:
-    def __init__(self, ids, spans, relations):
-        self.ids, self.spans, self.relations = ids, spans, relations
+    def __init__(self, ids, spans, relations, example):
+        self.ids, self.spans, self.relations, self.example = ids, spans, relations, example
 
     def __len__(self):
         return len(self.ids)

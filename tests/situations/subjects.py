@@ -14,6 +14,7 @@ from lib import casrel, divergence, emo, exact, global_pointer, gplinker, soft_z
 from lib.extraction.alignment import TokenTriple
 from lib.extraction.triples import Example, Span, Triple
 from lib.global_pointer import _products, streaming
+from lib.zlpr import _linear
 from tests.situations.subject import Inputs, Refusal, Subject
 
 WITHOUT_ROWS = {
@@ -32,6 +33,7 @@ WITHOUT_ROWS = {
     "lib.gplinker.Item": "a dataclass of text and Python integers",
     "lib.gplinker.PointerOptions": "a frozen dataclass of numbers and names",
     "lib.gplinker.Tables": "a tuple, of `table_positives`",
+    "lib.zlpr.FoundLabels": "a tuple, of `labels_above`",
 }
 """Public names that compute nothing from tensors and make none, and why."""
 
@@ -189,6 +191,21 @@ def states(g: torch.Generator, batch: int, width: int) -> Inputs:
         "targets": some_ignored(below(g, width, batch)),
         "embeddings": normal(g, width, 6),
     }
+
+
+@seeded
+def states_and_lists(g: torch.Generator, batch: int, width: int) -> Inputs:
+    return {
+        "hidden": normal(g, batch, 4),
+        "weight": normal(g, width, 4),
+        "positives": below(g, width + 1, batch, 2) - 1,
+        "bias": normal(g, width),
+    }
+
+
+@seeded
+def states_and_lists_of_five(g: torch.Generator, batch: int, width: int) -> Inputs:
+    return {"hidden": normal(g, batch, 4), "positives": below(g, 6, batch, 2) - 1}
 
 
 @seeded
@@ -400,6 +417,11 @@ def fixed_table() -> Tensor:
         )
 
 
+FEW_ROWS = {"_SMALL_CELLS": 0, "_BUFFER_CELLS": 8, "_LEAST_ROWS": 0}
+FEW_LABELS = {"_SMALL_CELLS": 0, "_BUFFER_CELLS": 1, "_TILE_CELLS": 4, "_TILE_ROWS": 2}
+"""Sizes with which tables that a test can afford go the ways of large ones."""
+
+
 @contextmanager
 def no_small_tables():
     """The paths of large tables, on tables that a test can afford."""
@@ -534,9 +556,11 @@ def as_numbers(found: Any) -> list[Any]:
     rows = [
         (
             number,
-            *astuple(triple.subject),
+            triple.subject.start,
+            triple.subject.end,
             NAMES.index(triple.relation),
-            *astuple(triple.object),
+            triple.object.start,
+            triple.object.end,
             score,
         )
         for number, triples in enumerate(found)
@@ -727,6 +751,45 @@ def all_rows() -> list[Subject]:
         ),
         modules(zlpr.ZLPRLoss, lambda r: zlpr.ZLPRLoss(reduction=r), tables),
         modules(zlpr.SparseZLPRLoss, lambda r: zlpr.SparseZLPRLoss(reduction=r), lists),
+        losses(
+            zlpr.linear_zlpr_loss,
+            states_and_lists,
+            "hidden",
+            "weight",
+            "bias",
+            shared=("weight", "bias"),
+        ),
+        *(
+            losses(
+                zlpr.linear_zlpr_loss,
+                states_and_lists,
+                "hidden",
+                "weight",
+                "bias",
+                shared=("weight", "bias"),
+                name=f"linear_zlpr_loss ({what})",
+                within=functools.partial(mock.patch.multiple, _linear, **sizes),
+                without=dict.fromkeys(
+                    IN_GRAPHS, "as `linear_zlpr_loss`: graphs take one way for all"
+                ),
+            )
+            for what, sizes in (("rows", FEW_ROWS), ("tiles", FEW_LABELS))
+        ),
+        modules(
+            zlpr.LinearZLPRLoss,
+            lambda r: zlpr.LinearZLPRLoss(4, 5, reduction=r),
+            states_and_lists_of_five,
+            smooth=("hidden",),
+            trains=True,
+            without=dict.fromkeys(("compile, dynamic", "export"), "as the function that it calls")
+            | {"layers": "a hook gets its loss: it is the layer itself"},
+        ),
+        plain(
+            zlpr.labels_above,
+            lambda b, w: {k: x for k, x in states_and_lists(b, w).items() if k != "positives"},
+            shared=("weight", "bias"),
+            decides=True,
+        ),
         # soft_zlpr
         losses(soft_zlpr.soft_zlpr_loss, degrees, "logits", "targets"),
         modules(

@@ -20,13 +20,13 @@ the whole batch: without dropout the result is the single process's up to roundi
 """
 
 from lib.extraction.training._inference import (
+    LongTextWarning,
     LostTripleWarning,
-    TruncatedTextWarning,
     UnknownRelationWarning,
     evaluate,
     make_accelerator,
     predict,
-    warn_of_cuts,
+    warn_of_long_texts,
 )
 from lib.extraction.training._protocol import Extractor
 from lib.extraction.training._run import train
@@ -40,9 +40,9 @@ from lib.extraction.training._settings import (
 
 __all__ = [
     "Extractor",
+    "LongTextWarning",
     "LostTripleWarning",
     "Settings",
-    "TruncatedTextWarning",
     "UnknownRelationWarning",
     "ema_decay",
     "epoch_batches",
@@ -52,5 +52,5 @@ __all__ = [
     "predict",
     "set_seed",
     "train",
-    "warn_of_cuts",
+    "warn_of_long_texts",
 ]

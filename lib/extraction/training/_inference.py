@@ -12,7 +12,7 @@ import torch
 
 from lib._checks import check_threshold
 from lib._extras import needs
-from lib.extraction.alignment import TRUNCATED, Losses
+from lib.extraction.alignment import LONG_TEXT, WINDOW, Losses
 from lib.extraction.corpora import describe_unknown
 from lib.extraction.metrics import Match, Scores, evaluate_triples
 from lib.extraction.training._protocol import Extractor
@@ -26,23 +26,23 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
 __all__ = [
+    "LongTextWarning",
     "LostTripleWarning",
-    "TruncatedTextWarning",
     "UnknownRelationWarning",
     "evaluate",
     "make_accelerator",
     "predict",
     "score_items",
-    "warn_of_cuts",
+    "warn_of_long_texts",
 ]
 
 
+class LongTextWarning(UserWarning):
+    """A text is longer than the model reads at once, so it is read in overlapping windows."""
+
+
 class LostTripleWarning(UserWarning):
-    """Entities of triples do not begin and end where tokens do, so the model must miss them."""
-
-
-class TruncatedTextWarning(UserWarning):
-    """A text is longer than the model reads, so nothing can be found in its end."""
+    """Triples cannot be told to the model, so it must miss them."""
 
 
 class UnknownRelationWarning(UserWarning):
@@ -62,7 +62,7 @@ def evaluate(
 
     What alignment drops still counts as missed, with one `LostTripleWarning` for all, and so do
     triples of a relation that the model cannot name, with one `UnknownRelationWarning`. Texts that
-    are longer than the model reads are cut, with one `TruncatedTextWarning` for all.
+    are longer than the model reads at once are read in windows, as by `predict`.
 
     Parameters
     ----------
@@ -97,7 +97,7 @@ def evaluate(
     lost = report_losses(losses, sum(len(example.triples) for example in examples))
     if lost and make_accelerator().is_main_process:
         warnings.warn(lost, LostTripleWarning, stacklevel=2)
-    warn_of_cuts(losses, len(examples))
+    warn_of_long_texts(losses, len(examples))
     return score_items(model, examples, items, match, batch_size, progress, threshold)
 
 
@@ -110,11 +110,14 @@ def predict(
     device: str | torch.device | None = None,
     progress: bool = False,
     failed: dict[int, Exception] | None = None,
-    cut: Losses | None = None,
+    long: Losses | None = None,
 ) -> list[tuple[tuple[Triple, float], ...]]:
     """Extract triples from texts.
 
-    Texts that are longer than the model reads are cut, with one `TruncatedTextWarning` for all.
+    Texts that are longer than the model reads at once are read in overlapping windows
+    (:func:`lib.extraction.windows.windows`), with one `LongTextWarning` for all. Of a triple that
+    several windows find, the best confidence is kept; entities that no window holds together are
+    in no triple.
 
     Parameters
     ----------
@@ -133,8 +136,9 @@ def predict(
     failed : dict, optional
         Receives what was raised for a text, by its index; the text then has no triples, and the
         others have theirs. None: the first error ends the call.
-    cut : Losses, optional
-        Receives how many texts were cut, and where the first is, in place of the warning.
+    long : Losses, optional
+        Receives how many texts were read in windows, and where the first is, in place of the
+        warning.
 
     Returns
     -------
@@ -154,17 +158,17 @@ def predict(
         for n, text in enumerate(texts)
     ]
     try:
-        listed, losses = model.prepare(examples)
-        items = dict(enumerate(listed))
-    except Exception:
+        items, losses = model.prepare(examples)
+        owners = [item.example for item in items]
+    except Exception:  # whatever a tokenizer finds wrong with a text: it is found out one by one
         if failed is None:
             raise
-        items, losses = _prepare_each(model, examples, failed)
-    if cut is None:
-        warn_of_cuts(losses, len(texts))
+        items, owners, losses = _prepare_each(model, examples, failed)
+    if long is None:
+        warn_of_long_texts(losses, len(texts))
     else:
-        cut.include(losses)
-    found = _extract(model, items, batch_size, progress, threshold, device, failed)
+        long.include(losses)
+    found = _extract(model, items, owners, batch_size, progress, threshold, device, failed)
     return [
         tuple((triple, 1 / (1 + math.exp(-score))) for triple, score in found.get(index, ()))
         for index in range(len(texts))
@@ -180,10 +184,11 @@ def score_items(
     progress: bool,
     threshold: float = 0.0,
 ) -> Scores:
-    found = _extract(model, dict(enumerate(items)), batch_size, progress, threshold)
+    owners = [item.example for item in items]
+    found = _extract(model, items, owners, batch_size, progress, threshold)
     return evaluate_triples(
         [example.triples for example in examples],
-        [[triple for triple, _ in found[index]] for index in range(len(items))],
+        [[triple for triple, _ in found[index]] for index in range(len(examples))],
         texts=[example.text for example in examples],
         match=match,
     )
@@ -197,8 +202,8 @@ def _warn_of_relations(examples: Sequence[Example], known: Sequence[str]) -> Non
         warnings.warn(message, UnknownRelationWarning, stacklevel=3)
 
 
-def warn_of_cuts(losses: Losses, texts: int) -> None:
-    """Say once, in one process, how many texts were not read to their end, and where the first is.
+def warn_of_long_texts(losses: Losses, texts: int) -> None:
+    """Say once, in one process, how many texts were read in windows, and where the first is.
 
     Parameters
     ----------
@@ -207,49 +212,55 @@ def warn_of_cuts(losses: Losses, texts: int) -> None:
     texts : int
         How many texts there are, with those that were read.
     """
-    if losses[TRUNCATED] and make_accelerator().is_main_process:
-        first = losses.first.get(TRUNCATED)
-        count = f"{losses[TRUNCATED]} of {texts} texts"
-        message = f"{count} are longer than the model reads; their ends were cut"
+    if losses[LONG_TEXT] and make_accelerator().is_main_process:
+        first = losses.first.get(LONG_TEXT)
+        message = (
+            f"{losses[LONG_TEXT]} of {texts} texts are longer than the model reads at once: read "
+            f"in {losses[WINDOW]} overlapping windows"
+        )
         message += f" (first {first})" if first else ""
-        warnings.warn(message, TruncatedTextWarning, stacklevel=3)
+        warnings.warn(message, LongTextWarning, stacklevel=3)
 
 
 def _prepare_each(
     model: Extractor, examples: Sequence[Example], failed: dict[int, Exception]
-) -> tuple[dict[int, Any], Losses]:
-    """Prepare the examples one by one; return the items of those with which it works."""
-    items: dict[int, Any] = {}
+) -> tuple[list[Any], list[int], Losses]:
+    """Prepare the examples one by one; return the items of those with which it works, and whose."""
+    items: list[Any] = []
+    owners: list[int] = []
     losses = Losses()
     for index, example in enumerate(examples):
         try:
-            (items[index],), counts = model.prepare([example])
+            found, counts = model.prepare([example])
         except Exception as error:  # whatever a tokenizer finds wrong with a text
             failed[index] = error
         else:
+            items += found
+            owners += [index] * len(found)
             losses.include(counts)
-    return items, losses
+    return items, owners, losses
 
 
 def _extract(
     model: Extractor,
-    items: dict[int, Any],
+    items: Sequence[Any],
+    owners: Sequence[int],
     batch_size: int,
     progress: bool,
     threshold: float,
     device: str | torch.device | None = None,
     failed: dict[int, Exception] | None = None,
-) -> dict[int, tuple[tuple[Triple, float], ...]]:
-    """Extract in batches of similar length, every process its share, and gather by index.
+) -> dict[int, list[tuple[Triple, float]]]:
+    """Extract in batches of similar length, every process its share, and gather by text.
 
-    A batch in which something fails is done again text by text, if `failed` is there to receive
-    what fails then.
+    `owners` are the indices of the items' texts. A batch in which something fails is done again
+    item by item, if `failed` is there to receive, by text, what fails then.
     """
     with needs("extraction"):
         from accelerate.utils import gather_object
 
     accelerator = make_accelerator()
-    order = sorted(items, key=lambda i: len(items[i]))
+    order = sorted(range(len(items)), key=lambda i: len(items[i]))
     batches = [order[cut : cut + batch_size] for cut in range(0, len(order), batch_size)]
     mine = batches[accelerator.process_index :: accelerator.num_processes]
     where = accelerator.device if device is None else torch.device(device)
@@ -263,18 +274,20 @@ def _extract(
             try:
                 scored = model.extract_scored([items[i] for i in batch], threshold=threshold)
                 found += zip(batch, scored, strict=True)
-            except Exception:
+            except Exception:  # whatever one text of the batch makes a model raise
                 if failed is None:
                     raise
                 found += [(i, _extract_one(model, items[i], threshold)) for i in batch]
-    results = {}
-    for index, result in gather_object(found):
+    best: dict[int, dict[Triple, float]] = {}
+    for index, result in sorted(gather_object(found), key=lambda pair: pair[0]):
+        of_text = best.setdefault(owners[index], {})
         if isinstance(result, Exception):
             assert failed is not None
-            failed[index] = result
+            failed[owners[index]] = result
         else:
-            results[index] = result
-    return results
+            for triple, score in result:  # windows overlap: what several find counts once
+                of_text[triple] = max(score, of_text.get(triple, score))
+    return {text: list(of_text.items()) for text, of_text in best.items()}
 
 
 def _extract_one(

@@ -47,9 +47,11 @@ class Extractor(Protocol):
         """Write the model to a folder, whole or not at all."""
 
     def prepare(self, examples: Sequence[Example]) -> tuple[list[Any], Losses]:
-        """Return one item per example, in order, and what alignment lost, by reason.
+        """Return the items of the examples, in order, and what alignment lost, by reason.
 
-        ``len(item)`` is a length by which similar items are batched together.
+        ``item.example`` is the index of an item's example, which has one or, if it is longer than
+        the model reads at once, several. ``len(item)`` is a length by which similar items are
+        batched together.
         """
 
     def collate(self, items: list[Any]) -> dict[str, Tensor]:

@@ -3,13 +3,10 @@
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from lib.extraction.alignment import TRUNCATED, UNKNOWN_RELATION, Losses
-from lib.extraction.triples import REPEATED, TRIMMED, Example
+from lib.extraction.alignment import LONG_TEXT, UNKNOWN_RELATION, WINDOW, Losses
+from lib.extraction.triples import LOUD, REPEATED, TRIMMED, Example
 
 __all__ = ["SplitReport", "report_losses", "report_split"]
-
-LOUD = 0.05
-"""The share of triples from which on a loss is warned of."""
 
 
 class SplitReport(NamedTuple):
@@ -53,7 +50,7 @@ def report_split(
         if reason.startswith(f"{split}: ")
     }
     trimmed = notes.get(f"{split}: {TRIMMED}", 0)
-    unaligned = {reason: count for reason, count in losses.items() if reason != TRUNCATED}
+    unaligned = _of_triples(losses)
     said = [
         f"{split}: {_count(len(examples), 'sentence')}, {_count(len(triples), 'triple')}, "
         f"{_count(len(relations), 'relation')}"
@@ -61,9 +58,12 @@ def report_split(
     if unread:
         said.append("dropped in reading: " + _listed(unread, {}))
     if unaligned:
-        said.append("not on tokens: " + _listed(unaligned, losses.first))
-    if losses[TRUNCATED]:
-        said.append(f"{_count(losses[TRUNCATED], 'text')} cut [first {losses.first[TRUNCATED]}]")
+        said.append("cannot be told: " + _listed(unaligned, losses.first))
+    if losses[LONG_TEXT]:
+        said.append(
+            f"{_count(losses[LONG_TEXT], 'text')} read in {losses[WINDOW]} windows "
+            f"[first {losses.first[LONG_TEXT]}]"
+        )
     if trimmed:
         said.append(f"{_count(trimmed, 'entity', 'entities')} trimmed of white space at the ends")
     # Triples of relations that the model lacks have their own rule, and repeated ones are not lost.
@@ -85,13 +85,18 @@ def report_split(
 
 def report_losses(losses: Losses, triples: int) -> str:
     """Say what of the triples of texts cannot be found; "" if all can, but for their relations."""
-    lost = {r: n for r, n in losses.items() if r not in (TRUNCATED, UNKNOWN_RELATION)}
+    lost = {r: n for r, n in _of_triples(losses).items() if r != UNKNOWN_RELATION}
     if not lost:
         return ""
     return (
-        f"{sum(lost.values())} of {triples} triples are not on tokens and count as missed: "
-        f"{_listed(lost, losses.first)}"
+        f"{sum(lost.values())} of {triples} triples cannot be told to the model and count as "
+        f"missed: {_listed(lost, losses.first)}"
     )
+
+
+def _of_triples(losses: Losses) -> dict[str, int]:
+    """Leave out the counts of texts and windows."""
+    return {reason: n for reason, n in losses.items() if reason not in (LONG_TEXT, WINDOW)}
 
 
 def _listed(counts: Mapping[str, int], first: Mapping[str, str]) -> str:

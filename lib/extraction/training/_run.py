@@ -165,14 +165,15 @@ class _Run:
         self.peaks: list[float] = []
         self.told = self.started = time.monotonic()
         self.steps = 0  # taken in this call
-        self.say_doubts()
+        self.steps_per_epoch = 0  # known when the texts are prepared: a long one is several items
+        self.say_doubts_of_dev()
 
     def say(self, line: str, *, always: bool = False) -> None:
         if self.progress or (always and self.main):
             tqdm.write(line, file=sys.stderr)
 
-    def say_doubts(self) -> None:
-        """Say what makes a poor run of settings that are in range, and of data that can be read."""
+    def say_doubts_of_dev(self) -> None:
+        """Say what makes a poor run of data that can be read."""
         dev = self.splits["dev"]
         triples = sum(len(example.triples) for example in dev)
         if triples < FEW:
@@ -181,6 +182,9 @@ class _Run:
                 "best, and dev's scores say next to nothing",
                 always=True,
             )
+
+    def say_doubts_of_settings(self) -> None:
+        """Say what makes a poor run of settings that are in range."""
         steps = self.settings.epochs * self.steps_per_epoch
         reach = 1 / (1 - self.settings.ema)
         if self.settings.ema and reach > steps / 4:
@@ -190,10 +194,6 @@ class _Run:
                 f"trained; ema {max(0.0, 1 - 10 / steps):.3g} or less suits this run",
                 always=True,
             )
-
-    @property
-    def steps_per_epoch(self) -> int:
-        return math.ceil(len(self.splits["train"]) / self.settings.batch_size)
 
     def say_where(self, epoch: int, number: int, loss: Tensor) -> None:
         """Say once a minute how far the run is, where there is no terminal to draw a bar on."""
@@ -310,6 +310,8 @@ class _Run:
         self.say_losses({split: pair[1] for split, pair in prepared.items()})
         items = {split: pair[0] for split, pair in prepared.items()}
         lengths = [len(item) for item in items["train"]]
+        self.steps_per_epoch = math.ceil(len(lengths) / settings.batch_size)
+        self.say_doubts_of_settings()
         if saved is not None:
             self.model.load_state_dict(saved["model"])
         optimizer = torch.optim.AdamW(
@@ -442,7 +444,7 @@ class _Run:
         epoch: int,
         bar: Any,
     ) -> float:
-        """Take the steps of one epoch and return the mean loss per sentence."""
+        """Take the steps of one epoch and return the mean loss per item."""
         settings, accelerator = self.settings, self.accelerator
         rank, world = accelerator.process_index, accelerator.num_processes
         set_seed(settings.seed, epoch=epoch, rank=rank)
