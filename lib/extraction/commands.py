@@ -29,6 +29,7 @@ from lib.extraction.alignment import Losses
 from lib.extraction.corpora import MalformedLinesError, load_corpus, trained_relations
 from lib.extraction.encoders import DEFAULT_MAX_LENGTH
 from lib.extraction.inputs import Lines, in_chunks, read_inputs
+from lib.extraction.metrics import Match
 from lib.extraction.places import OCCURRENCES, Occurrence
 from lib.extraction.records import portable, write_atomically
 from lib.extraction.training import (
@@ -78,6 +79,8 @@ _OURS = (
     LostTripleWarning,
     UnknownRelationWarning,
 )  # shown in a line, without a place in code
+
+_MATCHES: tuple[Match, ...] = ("exact", "text", "partial")  # "typed" asks for types, found by none
 
 _CHUNK = 4096  # texts held as tokens at once by predict
 _MOST_ERRORS = 20  # lines said about texts that failed
@@ -277,22 +280,30 @@ def extractor_commands(
         occurrence: Occurrence,
         split: str,
         threshold: float,
+        match: Match | None,
+        json_file: Path | None,
         batch_size: int,
         quiet: bool,
     ) -> None:
         check_threshold("threshold", threshold)
+        if json_file is not None:
+            _check_folder_of("--json", json_file)
         loaded = _load_model(model_class, model)
         corpus = _load_corpus(data, occurrence, split)
         scores = evaluate(
             loaded,
             corpus.split(split),
-            match=corpus.match,
+            match=match or corpus.match,
             batch_size=batch_size,
             threshold=threshold,
             progress=not quiet,
         )
         if make_accelerator().is_main_process:
             click.echo(scores.table())
+            if json_file is not None:
+                report = {"split": split, "threshold": threshold, **scores.to_dict()}
+                text = json.dumps(report, indent=2, ensure_ascii=False) + "\n"
+                write_atomically(json_file, lambda file: file.write(text.encode()))
 
     def run_predict(
         model: Path,
@@ -308,8 +319,8 @@ def extractor_commands(
         accelerator = make_accelerator()
         if input == "-" and accelerator.num_processes > 1:
             raise ValueError("several processes cannot share standard input: give --input FILE")
-        if output != "-" and not Path(output).parent.is_dir():
-            raise ValueError(f"--output: no such folder: {str(Path(output).parent)!r}")
+        if output != "-":
+            _check_folder_of("--output", Path(output))
         name = "standard input" if input == "-" else input
         failures = _Failures(shown=accelerator.is_main_process)
         long = Losses()
@@ -446,6 +457,18 @@ def extractor_commands(
                     help="Which split of a corpus; a file is one.",
                 ),
                 threshold_option,
+                click.Option(
+                    ["--match"],
+                    type=click.Choice(_MATCHES),
+                    show_default="the rule of the corpus",
+                    help="What must agree beside the relation: the places of both entities "
+                    "(exact), their words (text), or their last words (partial).",
+                ),
+                click.Option(
+                    ["--json", "json_file"],
+                    type=click.Path(path_type=Path, dir_okay=False),
+                    help="File for the scores, all their counts, the split and the threshold.",
+                ),
                 batch_option,
                 quiet_option,
             ],
@@ -531,6 +554,12 @@ def _load_corpus(data: str, occurrence: Occurrence, split: str | None = None) ->
     # One process of each machine downloads; the others find the file.
     with make_accelerator().local_main_process_first():
         return load_corpus(data, occurrence=occurrence, split=split)
+
+
+def _check_folder_of(option: str, file: Path) -> None:
+    """Refuse a file that cannot be written for want of a folder, before any work is done."""
+    if not file.parent.is_dir():
+        raise ValueError(f"{option}: no such folder: {str(file.parent)!r}")
 
 
 def _load_model(model_class: type[Extractor], folder: Path) -> Extractor:

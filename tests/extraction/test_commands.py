@@ -27,7 +27,7 @@ from lib.extraction.corpora import read_jsonl, write_jsonl
 from lib.extraction.inputs import Lines, in_chunks, read_inputs
 from lib.extraction.records import read_record
 from lib.extraction.training import Settings, predict
-from lib.extraction.triples import Example
+from lib.extraction.triples import Example, Span, Triple
 from lib.gplinker.__main__ import main as gplinker
 from tests.extraction.toy import Toy, main, sentence
 
@@ -96,6 +96,39 @@ def test_evaluate_tells_the_recorded_scores(trained, data):
         micro = result.stdout.splitlines()[1].split()
         scores = record.scores["test"]
         assert micro[2:5] == [f"{scores[name]:.4f}" for name in ("precision", "recall", "f1")]
+
+
+def test_evaluate_writes_what_it_counts_by_the_rule_asked_for(trained, data, tmp_path):
+    # The model joins the first word to the last: Ada at 0 knows Ada at 8.
+    out, _ = trained
+    first, last, more = Span(0, 3), Span(8, 11), Span(4, 11)
+    for number, (gold, right) in enumerate(
+        {
+            Triple(first, "knows", last): ("exact", "text", "partial"),
+            Triple(last, "knows", last): ("text", "partial"),  # the same word elsewhere
+            Triple(first, "knows", more): ("partial",),  # met Ada
+            Triple(first, "spouse of", last): (),
+        }.items()
+    ):
+        write_jsonl(tmp_path / "gold.jsonl", [Example("1", "Ada met Ada", (gold,))])
+        for match in ("exact", "text", "partial"):
+            file = tmp_path / f"{match}{number}.json"
+            words = ["--data", tmp_path / "gold.jsonl", "--split", "gold", "--match", match]
+            result = call("evaluate", "--model", out, *words, "--json", file)
+            assert result.exit_code == 0, (result.output, result.exception)
+            assert result.stdout.startswith(f"match: {match} ")
+            report = json.loads(file.read_text())
+            assert (report["match"], report["split"], report["threshold"]) == (match, "gold", 0.0)
+            assert (report["tp"], report["predicted"], report["gold"]) == (match in right, 1, 1)
+
+    recorded = read_record(out / "record.json").scores["test"]
+    file = tmp_path / "test.json"
+    result = call("evaluate", "--model", out, "--data", data, "--json", file)
+    assert result.exit_code == 0, result.output
+    assert {name: json.loads(file.read_text())[name] for name in recorded} == recorded
+
+    nowhere = call("evaluate", "--model", out, "--data", data, "--json", tmp_path / "no" / "file")
+    one_line(nowhere, "--json: no such folder")
 
 
 def test_predict_reads_text_and_json_and_writes_our_format(trained, tmp_path):
