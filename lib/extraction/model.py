@@ -344,7 +344,11 @@ class ExtractionModel(nn.Module, ABC):
         if isinstance(texts, str):
             raise TypeError("texts must be a sequence of strings, got a string: give [text]")
         found = predict(
-            self, texts, threshold=threshold or 0.0, batch_size=batch_size, device=device
+            self,
+            texts,
+            threshold=0.0 if threshold is None else threshold,
+            batch_size=batch_size,
+            device=device,
         )
         return [
             tuple(FoundTriple.of(text, triple, confidence) for triple, confidence in of_text)
