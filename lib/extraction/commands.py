@@ -467,6 +467,7 @@ def extractor_commands(
                 click.Option(
                     ["--json", "json_file"],
                     type=click.Path(path_type=Path, dir_okay=False),
+                    show_default="none",
                     help="File for the scores, all their counts, the split and the threshold.",
                 ),
                 batch_option,
