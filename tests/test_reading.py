@@ -1,13 +1,19 @@
 """The measures of a page are counted as the tool says, and a page that gets worse is named."""
 
 import copy
+import importlib.util
 import json
 import math
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from bs4 import BeautifulSoup
+from sphinx.errors import ExtensionError
 
 from tools import reading
+
+EXTENSION = Path(__file__).resolve().parents[1] / "book" / "_ext" / "minutes_ext.py"
 
 WORDS = "one two three four five"
 FORMULA = '<div class="math" id="equation-eq-{0}"><span class="eqno">(1)</span>\\[x={0}\\]</div>'
@@ -135,3 +141,52 @@ def test_the_stored_table_is_written_as_the_tool_writes_it():
     for chapter, row in table["chapters"].items():
         for name, value in row["not yet"].items():
             assert value > reading.budget(table, chapter, name), (chapter, name)
+
+
+PAGE = (
+    '<article><p>{}</p><p>About <span class="minutes"{}></span> minutes.</p></article>'
+    '<p class="foot">not read</p>'
+)
+
+
+def extension():
+    """Return the extension's module: extensions are no package."""
+    spec = importlib.util.spec_from_file_location("minutes_ext", EXTENSION)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def built(folder, **pages):
+    """Return an application that has built these pages, as far as the extension asks."""
+    (folder / "book").mkdir()
+    for name, html in pages.items():
+        (folder / f"book/{name}.html").write_text(html, "utf-8")
+    return SimpleNamespace(
+        builder=SimpleNamespace(format="html", get_target_uri=lambda page: f"{page}.html"),
+        env=SimpleNamespace(found_docs={f"book/{name}" for name in pages}),
+        outdir=folder,
+    )
+
+
+def test_minutes_are_filled_in(tmp_path):
+    pages = {
+        "one": PAGE.format("word " * 598, ""),
+        "two": PAGE.format("word " * 998, ' data-pages="book/one book/two"'),
+    }
+    app = built(tmp_path, **pages)
+    for _ in range(2):  # a page that is not built anew keeps its mark
+        extension().write_minutes(app, None)
+        assert "About 3 minutes" in text_of(tmp_path / "book/one.html")
+        assert "About 8 minutes" in text_of(tmp_path / "book/two.html")
+
+
+def test_minutes_of_no_page(tmp_path):
+    app = built(tmp_path, one=PAGE.format("", ' data-pages="book/none"'))
+    with pytest.raises(ExtensionError, match="no page book/none"):
+        extension().write_minutes(app, None)
+
+
+def text_of(file):
+    """Return the text of a page."""
+    return BeautifulSoup(file.read_text("utf-8"), "html.parser").get_text()

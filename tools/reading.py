@@ -102,9 +102,20 @@ def pieces(node: Tag, kind: str = "prose") -> Iterator[Piece]:
             yield kind, str(child)
 
 
+def minutes(article: Tag) -> int:
+    """Return the minutes that a page takes to read."""
+    words = 0
+    for kind, text in pieces(article):
+        if kind == "prose":
+            words += 1 if text == "formula" else len(text.split())
+        elif kind == "formula":
+            words += WORDS_A_FORMULA
+    return round(words / WORDS_A_MINUTE)
+
+
 def measure(article: Tag, key: str) -> dict[str, float]:
     """Return the measures of a page, of which ``key`` is the label of the main formula."""
-    words = prose = run = longest = pictures = numbered = displayed = wide = cell = 0
+    words = prose = run = longest = pictures = numbered = wide = cell = 0
     to_result = to_formula = unseen = None
     main = True
     for kind, text in pieces(article):
@@ -122,7 +133,6 @@ def measure(article: Tag, key: str) -> dict[str, float]:
         elif kind == "result" and to_result is None:
             to_result = prose
         elif kind == "formula":
-            displayed += 1
             numbered += bool(text)
             if text == f"equation-{key.replace(':', '-')}":
                 to_formula, unseen = prose, int(not pictures)
@@ -144,7 +154,7 @@ def measure(article: Tag, key: str) -> dict[str, float]:
         "formulas": round(numbered / pictures, 1) if pictures else math.inf,
         "wide": wide,
         "cell": cell,
-        "minutes": round((prose + WORDS_A_FORMULA * displayed) / WORDS_A_MINUTE),
+        "minutes": minutes(article),
     }
 
 
