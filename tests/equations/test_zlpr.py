@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from kornia.losses import binary_focal_loss_with_logits
 from scipy import optimize, stats
 
-from lib.zlpr import sparse_zlpr_loss, zlpr_loss
+from lib.zlpr import linear_zlpr_loss, sparse_zlpr_loss, zlpr_loss
 
 mp.mp.dps = 50
 SU2020 = "Su 2020 (kexue 7359)"
@@ -2256,3 +2256,124 @@ def test_void_mask():
     masked = zlpr_loss(s, y, mask=keep)
     assert torch.allclose(masked, zlpr_loss(s[:2], y[:2]))
     assert not torch.allclose(masked, zlpr_loss(broken_where(keep, s, fill), y))
+
+
+# ---------------------------------------------------------------- half a million labels
+
+
+@st.composite
+def heads(draw):
+    """States, weight, bias and the labels of each row."""
+    rows, classes, width = (draw(st.integers(1, most)) for most in (3, 5, 3))
+
+    def table(height, length):
+        line = st.lists(scores(-2, 2), min_size=length, max_size=length)
+        return draw(st.lists(line, min_size=height, max_size=height))
+
+    labels = st.lists(st.integers(0, 1), min_size=classes, max_size=classes)
+    y = draw(st.lists(labels, min_size=rows, max_size=rows))
+    return table(rows, width), table(classes, width), table(1, classes)[0], y
+
+
+def logit(h, w, b):
+    return sum(x * v for x, v in zip(h, w, strict=True)) + b
+
+
+def slope(s, y, i):
+    """Gradient of the loss of one row with respect to score i."""
+    if y[i]:
+        return -exp(-s[i]) / (1 + mass_p(s, y))
+    return exp(s[i]) / (1 + mass_n(s, y))
+
+
+def head_gradients(h, w, b, y):
+    s = [[logit(row, v, c) for v, c in zip(w, b, strict=True)] for row in h]
+    rows, classes, width = range(len(h)), range(len(w)), range(len(h[0]))
+    g = [[slope(s[r], y[r], i) for i in classes] for r in rows]
+    return (
+        [[sum(g[r][i] * w[i][d] for i in classes) for d in width] for r in rows],
+        [[sum(g[r][i] * h[r][d] for r in rows) for d in width] for i in classes],
+        [sum(g[r][i] for r in rows) for i in classes],
+    )
+
+
+def unshared(h, w, b, y):
+    """Each label's weight sees the last row alone."""
+    states, _, biases = head_gradients(h, w, b, y)
+    _, last, _ = head_gradients(h[-1:], w, b, y[-1:])
+    return states, last, biases
+
+
+def averaged(h, w, b, y):
+    states, weights, biases = head_gradients(h, w, b, y)
+    return states, weights, [v / len(h) for v in biases]
+
+
+def swapped(h, w, b, y):
+    """Positives are pushed, negatives pulled."""
+    return head_gradients(h, w, b, [[1 - v for v in row] for row in y])
+
+
+@pytest.mark.equation(
+    "eq:zlpr-linear-gradient",
+    kind="identity",
+    source=STANDARD,
+    hypotheses="any numbers of rows, labels and channels; any labels",
+    right=head_gradients,
+    wrong={
+        "the weight sees one row": unshared,
+        "the bias gets a mean": averaged,
+        "positives and negatives change places": swapped,
+    },
+)
+@given(heads().filter(lambda head: len(head[0]) > 1))
+def test_gradients_of_a_head(form, check, head):
+    h, w, b, y = head
+    leaves = [torch.tensor(part, dtype=torch.float64, requires_grad=True) for part in (h, w, b)]
+    lists = [[i if label else -1 for i, label in enumerate(row)] for row in y]
+    logits = leaves[0] @ leaves[1].T + leaves[2]
+    sparse_zlpr_loss(logits, torch.tensor(lists), reduction="sum").backward()
+    found = linear_zlpr_loss(*leaves[:2], torch.tensor(lists), bias=leaves[2], reduction="sum")
+    ours = torch.autograd.grad(found, leaves)
+    for part, leaf, got in zip(form(h, w, b, y), leaves, ours, strict=True):
+        check.equal(torch.tensor(part, dtype=torch.float64), leaf.grad, tol=1e-12)
+        check.equal(got, leaf.grad, tol=1e-12)
+
+
+def tile_sums(m, total, m2, total2):
+    top = max(m, m2)
+    return top, total * exp(m - top) + total2 * exp(m2 - top)
+
+
+def one_side(m, total, m2, total2):
+    top = max(m, m2)
+    return top, total + total2 * exp(m2 - top)
+
+
+@pytest.mark.equation(
+    "eq:zlpr-tile-sums",
+    kind="identity",
+    source=STANDARD,
+    hypotheses="two tiles, neither empty; scores up to 700 apart",
+    right=tile_sums,
+    wrong={
+        "the first sum keeps its old scale": one_side,
+        "the exponents have the wrong sign": lambda m, t, m2, t2: (
+            max(m, m2),
+            t * exp(min(700, max(m, m2) - m)) + t2 * exp(min(700, max(m, m2) - m2)),
+        ),
+        "the largest is added": lambda m, t, m2, t2: (m + m2, t + t2),
+    },
+)
+@given(
+    st.lists(scores(-300, 300), min_size=1, max_size=5),
+    st.lists(scores(-300, 300), min_size=1, max_size=5),
+)
+def test_sums_of_two_tiles(form, check, one, other):
+    def below(tile):
+        return max(tile), sum(exp(v - max(tile)) for v in tile)
+
+    top, total = form(*below(one), *below(other))
+    exact = mp.log(mp.fsum(mp.exp(v) for v in one + other))
+    check.true(1 <= total <= len(one + other) + 1e-9, f"a sum below the largest: {total}")
+    check.equal(top + log(max(total, 1e-300)), exact, tol=1e-12)
