@@ -5,7 +5,8 @@ python -m tools.check_browser _build/html [--pictures FOLDER]
 For each page: a request that leaves the site, a console error, a formula that was not
 typeset, a page wider than a phone, and what axe finds in the content (light and dark).
 An old address must lead on to what took its place, with its anchor.
-Where no Chromium is found the check says so and passes: CI installs one.
+Where no Chromium is found the check says so: it passes on a reader's machine, but fails in CI
+(the environment variable CI is set), where nobody reads what passed.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import argparse
 import functools
 import http.server
 import json
+import os
 import shutil
 import sys
 import threading
@@ -204,7 +206,7 @@ def main() -> int:
     browser = next((path for name in BROWSERS if (path := shutil.which(name))), None)
     if browser is None:
         print("no Chromium on this machine: the pages were NOT opened in a browser")
-        return 0
+        return int(bool(os.environ.get("CI")))
     if args.pictures:
         args.pictures.mkdir(parents=True, exist_ok=True)
     names = pages(args.site)
