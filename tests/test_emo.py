@@ -1335,3 +1335,22 @@ def test_variety():
     words, pairs, entropy = experiment.variety(torch.tensor([[1, 2, 1, 2], [1, 2, 3, 3]]))
     assert (words, pairs) == (3 / 8, 4 / 6)
     assert entropy == pytest.approx(-2 * 3 / 8 * math.log(3 / 8) - math.log(1 / 4) / 4)
+
+
+def test_one_bad_row_among_good_ones_is_refused():
+    """With reduction "none" the other losses are finite: one that is not is enough."""
+    hidden = torch.ones(3, 2)
+    hidden[1, 0] = math.nan
+    unit = UnitEmbeddings(torch.eye(4))
+    with raises(ValueError, "hidden must be finite"):
+        linear_emo_loss(
+            hidden, torch.ones(4, 2), torch.tensor([0, 1, 2]), embeddings=unit, reduction="none"
+        )
+
+
+def test_one_target_on_padding_among_good_ones_is_refused():
+    """One row of several, on one padding row of two, is enough."""
+    unit = UnitEmbeddings(torch.eye(4), padding=[2, 3])
+    soft = torch.tensor([[1.0, 0, 0, 0], [0.5, 0.25, 0.25, 0]])
+    with raises(ValueError, "must be 0 on padding rows of the embeddings, got 0.25"):
+        soft_emo_loss(torch.zeros(2, 4), soft, embeddings=unit)
