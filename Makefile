@@ -37,7 +37,7 @@ notebooks: $(READY)
 
 # Make a stored run record anew: make runs RUN=soft_zlpr writes book/runs/soft_zlpr*.json.
 runs: $(READY)
-	$(BIN)/python -m tools.runs $(RUN)
+	$(BIN)/python -m experiments $(RUN)
 
 # Measure all losses against the published ones: writes book/runs/performance-*.json.
 bench: $(READY)

@@ -25,7 +25,7 @@ from torch.nn import functional
 
 from benchmarks import measure
 from lib.emo import UnitEmbeddings, emo_loss, kernel_score_loss, linear_emo_loss
-from tests.equations.test_emo import code_losses
+from references.emo import code_losses
 
 ROOT = Path(__file__).resolve().parent.parent
 RECORD = ROOT / "book" / "runs" / "performance-emo.json"

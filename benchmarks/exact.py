@@ -26,7 +26,7 @@ from torch import Tensor
 
 from benchmarks import measure
 from lib.exact import exact_loss, expected_accuracy
-from tests.exact_references import genz_sample
+from references.exact import genz_sample
 
 ROOT = Path(__file__).resolve().parent.parent
 RECORD = ROOT / "book" / "runs" / "performance-exact.json"

@@ -26,8 +26,8 @@ from lib.global_pointer import (
     factorised_zlpr_loss,
     streaming_zlpr_loss,
 )
-from tests.battery import bert4torch_losses
-from tests.pointer_reference import filled
+from references.bert4torch import bert4torch_losses
+from references.global_pointer import filled
 
 ROOT = Path(__file__).resolve().parent.parent
 RECORD = ROOT / "book" / "runs" / "performance-global_pointer.json"

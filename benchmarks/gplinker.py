@@ -28,7 +28,7 @@ from lib.global_pointer import EfficientGlobalPointer
 from lib.gplinker import GPLinker, Tables, table_positives
 from lib.gplinker.model import PointerOptions
 from lib.zlpr import sparse_zlpr_loss
-from tests.battery import bert4torch_losses
+from references.bert4torch import bert4torch_losses
 
 ROOT = Path(__file__).resolve().parent.parent
 RECORD = ROOT / "book" / "runs" / "performance-gplinker.json"

@@ -23,8 +23,8 @@ from benchmarks import measure
 from benchmarks.zlpr import Workload, example
 from lib.soft_zlpr import soft_zlpr_loss
 from lib.zlpr import zlpr_loss
-from tests.battery import bert4torch_losses
-from tests.test_soft_zlpr import clipped
+from references.bert4torch import bert4torch_losses
+from references.soft_zlpr import clipped
 
 ROOT = Path(__file__).resolve().parent.parent
 RECORD = ROOT / "book" / "runs" / "performance-soft_zlpr.json"

@@ -21,7 +21,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 
 from benchmarks import measure
 from lib.zlpr import sparse_zlpr_loss, zlpr_loss
-from tests.battery import bert4torch_losses
+from references.bert4torch import bert4torch_losses
 
 ROOT = Path(__file__).resolve().parent.parent
 RECORD = ROOT / "book" / "runs" / "performance-zlpr.json"

@@ -13,19 +13,18 @@ its gradient with respect to the targets is looked at too.
 ``tests/test_soft_zlpr.py`` assert them.
 """
 
-import importlib.util
 import math
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from types import ModuleType
 
 import torch
 from torch import Tensor
 
 from lib.soft_zlpr import soft_zlpr_loss
 from lib.zlpr import sparse_zlpr_loss, zlpr_loss
+from references.bert4torch import bert4torch_losses
 
 INF = math.inf
 Row = tuple[float, list[float]]
@@ -542,23 +541,6 @@ SOFT = Loss(
     soft_row,
     parts=soft_parts,
 )
-
-
-def bert4torch_losses() -> ModuleType | None:
-    """Return bert4torch's file of losses, if bert4torch is installed.
-
-    The file alone: the package's own import asks for libraries that it does not declare.
-    """
-    package = importlib.util.find_spec("bert4torch")
-    if package is None or not package.submodule_search_locations:
-        return None
-    path = f"{package.submodule_search_locations[0]}/losses.py"
-    spec = importlib.util.spec_from_file_location("bert4torch_losses", path)
-    if spec is None or spec.loader is None:
-        return None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def peers(*, soft: bool = False) -> list[Loss]:

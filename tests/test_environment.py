@@ -78,7 +78,7 @@ class TestLock:
 
 def test_every_package_that_is_imported_is_asked_for():
     """By its own name, not as another's dependency: in the library, tests, tools and pages."""
-    folders = ("lib", "tests", "tools", "benchmarks", "book/_ext")
+    folders = ("lib", "tests", "tools", "benchmarks", "experiments", "references", "book/_ext")
     sources = {p: p.read_text("utf-8") for name in folders for p in (ROOT / name).rglob("*.py")}
     for page in (ROOT / "book").rglob("*.md"):
         cells = re.findall(
@@ -95,7 +95,7 @@ def test_every_package_that_is_imported_is_asked_for():
             elif isinstance(node, ast.ImportFrom) and node.level == 0:
                 imported[node.module.partition(".")[0]] = path
     ours = {path.stem for path in (ROOT / "book/_ext").glob("*.py")}
-    ours |= {"lib", "tests", "tools", "benchmarks", "torch"}
+    ours |= {"lib", "tests", "tools", "benchmarks", "experiments", "references", "torch"}
     found = metadata.packages_distributions()
     for name, path in imported.items():
         if name not in ours and name not in sys.stdlib_module_names:

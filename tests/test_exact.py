@@ -22,7 +22,7 @@ from lib.exact import (
     expected_accuracy,
     log_expected_accuracy,
 )
-from tests.exact_references import genz_sample, log_probability
+from references.exact import genz_sample, log_probability
 
 INF = math.inf
 

@@ -17,13 +17,8 @@ from lib.global_pointer import (
     streaming,
     streaming_zlpr_loss,
 )
-from tests.pointer_reference import (
-    counting,
-    dense_losses,
-    filled,
-    hard_parts,
-    positive_table,
-)
+from references.global_pointer import counting, dense_losses, filled, positive_table
+from tests.pointer_parts import hard_parts
 
 CUDA = pytest.mark.cuda
 INF = math.inf

@@ -29,7 +29,7 @@ def test_a_mutant_without_its_place_is_an_error(tmp_path):
 
 def test_caught_and_survived(tmp_path, monkeypatch, capsys):
     """In a project of one function, whose test sees one of two slips."""
-    for name in ("lib", "tests", "tools", "book/data", "book/runs"):
+    for name in ("lib", "references", "tests", "tools", "book/data", "book/runs"):
         (tmp_path / name).mkdir(parents=True)
         (tmp_path / name / "__init__.py").touch()
     (tmp_path / "lib" / "one.py").write_text("def one():\n    return 1  # or 2\n", "utf-8")

@@ -6,8 +6,8 @@ from pathlib import Path
 import click
 import pytest
 
+from experiments import extraction
 from lib.extraction.corpora.known import KNOWN
-from tools.runs import extraction
 
 
 @pytest.mark.parametrize("name", extraction.names())

@@ -457,7 +457,7 @@ def main(mutants: Sequence[Mutant] = MUTANTS) -> int:
     survivors = 0
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
-        for name in ("lib", "tests", "tools", "book/data", "book/runs"):
+        for name in ("lib", "references", "tests", "tools", "book/data", "book/runs"):
             shutil.copytree(ROOT / name, root / name, ignore=shutil.ignore_patterns("__pycache__"))
         for name in ("conftest.py", "pyproject.toml"):
             shutil.copy(ROOT / name, root)

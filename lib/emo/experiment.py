@@ -1,6 +1,6 @@
 """A small language model on two plays, to see what the losses of this module do to one.
 
-Used by chapter 7 and by ``tools.runs.emo``, not by the losses. Everything is small enough for one
+Used by chapter 7 and by ``experiments.emo``, not by the losses. Everything is small enough for one
 core: words as tokens, a causal transformer of two layers, costs from counts of neighbours.
 """
 

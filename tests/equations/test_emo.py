@@ -25,6 +25,7 @@ from lib.emo import (
     linear_emo_loss,
     soft_emo_loss,
 )
+from references.emo import code_losses
 
 SU2023 = "Su 2023 (kexue 9797)"
 REN2024 = "Ren, Wu & Zhu 2024"
@@ -1349,18 +1350,6 @@ def test_moments_without_the_table(form, check, case):
 
 
 # ---------------------------------------------------------------- 10 published code
-
-
-def code_losses(logits, targets, weight, *, detach):
-    """The released code's cross-entropy and cost of each token, in its order of operations."""
-    hot = functional.one_hot(targets, logits.shape[-1]).to(logits.dtype)
-    stable = (hot + 1e-15) / torch.linalg.vector_norm(hot + 1e-15, ord=1, dim=-1, keepdim=True)
-    unit = weight / torch.linalg.vector_norm(weight, ord=2, dim=1, keepdim=True)
-    q = torch.log_softmax(logits, dim=-1).exp()
-    if detach:
-        q = q - (q * hot).detach()
-    value = 1 - ((stable @ unit) * (q @ unit)).sum(-1)
-    return functional.cross_entropy(logits, targets, reduction="none"), value
 
 
 @pytest.mark.differs(

@@ -18,7 +18,7 @@ from scipy import optimize, stats
 from scipy.special import log_ndtr, ndtr, ndtri
 
 from lib.exact import exact_loss, expected_accuracy, log_expected_accuracy
-from tests.exact_references import genz_sample
+from references.exact import genz_sample
 
 PAPER = "Karpukhin, Dereka and Kolesnikov 2024 (arXiv 2205.09615)"
 CODE = "EXACT official implementation (commit b88d545)"

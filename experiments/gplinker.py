@@ -1,6 +1,6 @@
 """What each part of GPLinker is worth: one change at a time, on the generated corpus.
 
-    python -m tools.runs.gplinker
+    python -m experiments.gplinker
 
 The corpus, the model and the settings are those of the live training in chapter 9, in float32.
 Finished trainings are kept in the record, so that an interrupted run goes on where it was.
@@ -26,7 +26,7 @@ from lib.global_pointer import EfficientGlobalPointer, factorised_zlpr_loss
 from lib.gplinker import GPLinker, Tables
 from lib.zlpr import sparse_zlpr_loss
 
-RECORD = Path(__file__).resolve().parents[2] / "book" / "runs" / "gplinker-ablations.json"
+RECORD = Path(__file__).resolve().parents[1] / "book" / "runs" / "gplinker-ablations.json"
 RELATIONS = ("based_in", "born_in", "founded", "leads", "lives_in", "owns", "works_for")
 SEEDS = (0, 1, 2)
 EPOCHS, BATCH, RATE = 10, 16, 4e-3

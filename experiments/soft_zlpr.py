@@ -1,6 +1,6 @@
 """Soft labels on real data: calibration, smoothing, mixup, distillation; yeast and emotions.
 
-``python -m tools.runs.soft_zlpr`` writes ``book/runs/soft_zlpr.json``. Yeast lies in the
+``python -m experiments.soft_zlpr`` writes ``book/runs/soft_zlpr.json``. Yeast lies in the
 repository. Emotions (OpenML 40589) does not: it is fetched, or read from a CSV file given by
 ``--emotions FILE`` with the six labels in front. About ten minutes on one core.
 
@@ -37,7 +37,7 @@ from lib.soft_zlpr import (
     zlpr_probability,
 )
 
-BOOK = Path(__file__).resolve().parents[2] / "book"
+BOOK = Path(__file__).resolve().parents[1] / "book"
 RECORD = BOOK / "runs" / "soft_zlpr.json"
 SEEDS = range(10)
 RATES = (0.001, 0.003, 0.01, 0.03, 0.1, 0.2)
@@ -311,7 +311,7 @@ def run(sets: Iterable[tuple[str, Tensor, Tensor]]) -> dict[str, dict[str, dict[
 
 def main(arguments: list[str] | None = None) -> int:
     """Run all and write the record."""
-    parser = argparse.ArgumentParser(prog="python -m tools.runs.soft_zlpr", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m experiments.soft_zlpr", description=__doc__)
     parser.add_argument("--emotions", type=Path, metavar="FILE", help="a local copy of the data")
     options = parser.parse_args(arguments)
     torch.set_default_dtype(torch.float64)
@@ -319,7 +319,7 @@ def main(arguments: list[str] | None = None) -> int:
     load = os.getloadavg()[0]
     sets = [("yeast", *yeast()), ("emotions", *emotions(options.emotions))]
     record = {
-        "command": "python -m tools.runs.soft_zlpr",
+        "command": "python -m experiments.soft_zlpr",
         "what": "test figures per seed (split and start); F1 and calibration errors in per cent",
         "seeds": list(SEEDS),
         "data": {

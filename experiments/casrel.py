@@ -1,6 +1,6 @@
 """Which subject to teach, and by which link: three rules, two powers, on generated paragraphs.
 
-``python -m tools.runs.casrel`` writes ``book/runs/casrel-sampling.json``. A paragraph is three
+``python -m experiments.casrel`` writes ``book/runs/casrel-sampling.json``. A paragraph is three
 sentences of the synthetic corpus, so it has several subjects, and how a training step chooses among
 them matters. Every model has the same start, order of texts and number of steps for one seed; the
 last weights count, nothing is chosen on dev or test. About 15 minutes on one core.
@@ -24,7 +24,7 @@ from lib.extraction.synthetic import synthetic_corpus
 from lib.extraction.training import epoch_batches, learning_rate_factor, set_seed
 from lib.extraction.triples import Example, Span, Triple
 
-ROOT = Path(__file__).resolve().parent.parent.parent
+ROOT = Path(__file__).resolve().parent.parent
 RECORD = ROOT / "book" / "runs" / "casrel-sampling.json"
 SEEDS = range(3)
 RULES = ("published", "uniform", "all")
@@ -177,7 +177,7 @@ def main() -> None:
     options = parser.parse_args()
     runs: list[dict[str, Any]] = []
     record = {
-        "command": "python -m tools.runs.casrel",
+        "command": "python -m experiments.casrel",
         "settings": {
             "sentences": SENTENCES,
             "sentences_per_text": EACH,

@@ -1,6 +1,6 @@
 """Six losses on three small data sets, with clean labels and with 30 % of them wrong.
 
-``python -m tools.runs.exact`` writes ``book/runs/exact-losses.json``. Every loss trains the same
+``python -m experiments.exact`` writes ``book/runs/exact-losses.json``. Every loss trains the same
 models from the same starts for the same number of full-batch steps of Adam; its learning rate is
 the one with the best accuracy on a part of the training data, whose labels are as noisy as the
 rest; of equal ones the smallest. Test labels are clean. About 20 minutes on one core.
@@ -22,7 +22,7 @@ from torchmetrics.functional.classification import multiclass_calibration_error
 from benchmarks import measure
 from lib.exact import exact_loss, expected_accuracy
 
-ROOT = Path(__file__).resolve().parent.parent.parent
+ROOT = Path(__file__).resolve().parent.parent
 RECORD = ROOT / "book" / "runs" / "exact-losses.json"
 SEEDS = range(5)
 # Down to rates at which the steps end early: with wrong labels some losses ask for that.
@@ -118,7 +118,7 @@ def run(data: str, loss: str, share: float, seed: int) -> dict[str, float]:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run all and write the record."""
-    parser = argparse.ArgumentParser(prog="python -m tools.runs.exact", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m experiments.exact", description=__doc__)
     parser.add_argument("--out", type=Path, default=RECORD, help="where the record goes")
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
@@ -136,7 +136,7 @@ def main(arguments: list[str] | None = None) -> int:
                     flush=True,
                 )
     record = {
-        "command": "python -m tools.runs.exact",
+        "command": "python -m experiments.exact",
         "what": f"{STEPS} full-batch steps of Adam, float64; learning rate of "
         f"{RATES} by validation accuracy; parts 55/15/30 %; "
         f"ECE with {BINS} bins, read by softmax, or as P for the last two",

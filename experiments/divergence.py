@@ -1,6 +1,6 @@
 """Spans from little data: three divergences, each in R-Drop and in virtual adversarial training.
 
-    python -m tools.runs.divergence
+    python -m experiments.divergence
 
 A run that was cut off goes on where its record ends; delete the record to begin anew.
 """
@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.measure import hardware, versions, write_record
+from experiments.global_pointer import LOW, SHARES, Data, Model, Spans, prepare, relation_entities
 from lib.divergence import (
     r_drop,
     sigmoid_divergence,
@@ -28,9 +29,8 @@ from lib.divergence import (
 from lib.extraction.synthetic import synthetic_corpus
 from lib.global_pointer import GlobalPointer
 from lib.zlpr import zlpr_loss
-from tools.runs.global_pointer import LOW, SHARES, Data, Model, Spans, prepare, relation_entities
 
-RECORD = Path(__file__).resolve().parents[2] / "book" / "runs" / "divergence-spans.json"
+RECORD = Path(__file__).resolve().parents[1] / "book" / "runs" / "divergence-spans.json"
 DIVERGENCES = {
     "softmax": softmax_divergence,
     "sigmoid": sigmoid_divergence,

@@ -30,7 +30,7 @@ from lib.emo.experiment import (
     variety,
 )
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[1]
 TEXT = ROOT / "book" / "data" / "shakespeare.txt.gz"
 RECORD = ROOT / "book" / "runs" / "emo-language-model.json"
 
@@ -128,7 +128,7 @@ def summary(rows: list[dict[str, float]]) -> dict[str, Any]:
 
 def main(arguments: list[str] | None = None) -> int:
     """Train, measure, and write the record."""
-    parser = argparse.ArgumentParser(prog="python -m tools.runs.emo", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m experiments.emo", description=__doc__)
     parser.add_argument("--out", type=Path, default=RECORD, help="where the record goes")
     parser.add_argument("--seeds", type=int, nargs="+", default=list(SEEDS))
     options = parser.parse_args(arguments)
@@ -173,7 +173,7 @@ def main(arguments: list[str] | None = None) -> int:
     measuring.write_record(
         options.out,
         {
-            "command": "python -m tools.runs.emo",
+            "command": "python -m experiments.emo",
             "what": "small causal language model on two plays, float32, one thread, CPU",
             "seeds": options.seeds,
             "settings": {

@@ -1,6 +1,6 @@
 """Train the small model that the book ships, from generated sentences alone.
 
-    python -m tools.runs.gplinker_small
+    python -m experiments.gplinker_small
 
 Writes ``book/data/gplinker-small``, a folder as `GPLinker.save` makes it, and its run record
 ``book/runs/gplinker-small.json``. Sizes are chosen so that the folder stays below 2 MB.
@@ -17,7 +17,7 @@ from lib.extraction.corpora import load_corpus
 from lib.extraction.training import Settings, set_seed, train
 from lib.gplinker import GPLinker
 
-BOOK = Path(__file__).resolve().parents[2] / "book"
+BOOK = Path(__file__).resolve().parents[1] / "book"
 OPTIONS: dict[str, Any] = {"hidden_size": 96, "layers": 2, "attention_heads": 4, "head_size": 32}
 SETTINGS = Settings(epochs=20, batch_size=8, lr=1e-3, head_lr=2e-3, patience=20)
 

@@ -1,6 +1,6 @@
 """Nested and flat entities: two pointers and BIO tagging, with and without RoPE and a low start.
 
-    python -m tools.runs.global_pointer [CONLL04_FOLDER]
+    python -m experiments.global_pointer [CONLL04_FOLDER]
 
 The generated corpus always runs; CoNLL04's entities where a folder with its files is given.
 """
@@ -24,7 +24,7 @@ from lib.extraction.synthetic import synthetic_corpus
 from lib.extraction.synthetic.templates import RELATIONS
 from lib.global_pointer import EfficientGlobalPointer, GlobalPointer
 
-RUNS = Path(__file__).resolve().parents[2] / "book" / "runs"
+RUNS = Path(__file__).resolve().parents[1] / "book" / "runs"
 KINDS = {"company": "organisation", "school": "organisation"}
 SHARES = {"soo": 0.2, "seo": 0.3, "nested": 0.2, "normal": 0.3, "epo": 0.1, "none": 0.1}
 SEEDS = (0, 1, 2)
@@ -233,7 +233,7 @@ def main() -> None:
             {
                 "command": "make runs RUN=global_pointer"
                 if name == "generated"
-                else "python -m tools.runs.global_pointer CONLL04_FOLDER",
+                else "python -m experiments.global_pointer CONLL04_FOLDER",
                 "sentences": {split: len(part) for split, part in data.items()},
                 "entities": {split: sum(len(s) for _, s in part) for split, part in data.items()},
                 "settings": {"epochs": EPOCHS, "batch": BATCH, "lr": 2e-3, "seeds": list(SEEDS)},

@@ -24,7 +24,7 @@ from benchmarks.measure import hardware, versions, write_record
 from lib.extraction.corpora import load_corpus
 from lib.extraction.training import predict
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[1]
 RUNS = ROOT / "book" / "runs"
 ENCODER = "sentence-transformers/all-MiniLM-L6-v2"
 SEEDS = (0, 1, 2)
@@ -103,7 +103,7 @@ def note(name: str, seed: int, costs: dict[str, Any]) -> None:
 
 def main(arguments: list[str] | None = None) -> int:
     """Train with each seed, one after the other, and write the records."""
-    parser = argparse.ArgumentParser(prog="python -m tools.runs", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m experiments", description=__doc__)
     parser.add_argument("name", choices=names(), metavar="NAME")
     parser.add_argument("--data-folder", type=Path, help="holds a folder per corpus")
     parser.add_argument("--encoder", default=ENCODER, help="name on the hub, or a folder")
