@@ -1,7 +1,6 @@
 """How everything here is measured, and what a record of a run holds."""
 
 import ctypes
-import json
 import os
 import platform
 import re
@@ -14,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
+from lib.records import write_record
 
 __all__ = ["compiled", "hardware", "in_turn", "peak_mib", "versions", "write_record"]
 
@@ -108,10 +109,3 @@ def versions(*packages: str) -> dict[str, str | None]:
         except metadata.PackageNotFoundError:
             found[package] = None
     return found
-
-
-def write_record(path: Path, record: Mapping[str, Any]) -> None:
-    """Write a record as JSON, replacing an older one as a whole."""
-    part = path.with_suffix(".part")
-    part.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", "utf-8")
-    part.replace(path)

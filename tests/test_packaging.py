@@ -22,8 +22,8 @@ from packaging.utils import canonicalize_name
 
 import lib
 from lib._extras import lazily, needs
-from lib.extraction.records import code_version
 from lib.gplinker import GPLinker
+from lib.records import code_version
 
 ROOT = Path(__file__).resolve().parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
@@ -191,6 +191,7 @@ import lib
 from lib.casrel import CasRel, half_pointer_loss
 from lib.emo import EMOLoss
 from lib.gplinker import GPLinker
+from lib.records import code_version
 from lib.zlpr import zlpr_loss
 
 version: str = lib.__version__

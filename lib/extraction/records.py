@@ -10,8 +10,7 @@ The file (``schema`` 1) has these fields, all present in every record:
 ``command``
     The command line, or the call for a run started from Python.
 ``code``
-    ``{"version": package version, "commit": git commit or null, "modified": whether lib differed
-    from that commit, or null}``.
+    ``{"version", "commit", "modified", "measures": {path: digest}}``, see `lib.records`.
 ``model``
     ``{"class", "parameters", "trainable", "options"}``; ``options`` holds the encoder and what
     else the model was created with.
@@ -51,7 +50,6 @@ import os
 import platform
 import re
 import stat
-import subprocess
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
@@ -59,7 +57,6 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lib import __version__
 from lib.extraction.jsontext import parse_json
 
 if TYPE_CHECKING:
@@ -68,7 +65,6 @@ if TYPE_CHECKING:
 __all__ = [
     "SCHEMA",
     "RunRecord",
-    "code_version",
     "hardware",
     "portable",
     "read_record",
@@ -246,24 +242,6 @@ def portable(argument: str) -> str:
     if re.match(r"[/~\\]|[A-Za-z]:[/\\]", value):
         value = re.split(r"[/\\]", value.rstrip("/\\"))[-1]
     return name + equals + value
-
-
-def code_version() -> dict[str, Any]:
-    """Return the version of the package and, in a git checkout, its commit."""
-    here = Path(__file__).resolve().parents[1]
-
-    def git(*arguments: str) -> str:
-        return subprocess.run(
-            ["git", "-C", str(here), *arguments], capture_output=True, text=True, check=True
-        ).stdout.strip()
-
-    commit: str | None = None
-    modified: bool | None = None
-    # A copy installed inside another project's repository must not claim that project's commit.
-    with suppress(OSError, subprocess.CalledProcessError):
-        git("ls-files", "--error-unmatch", "__init__.py")
-        commit, modified = git("rev-parse", "HEAD"), bool(git("status", "--porcelain", "--", "."))
-    return {"version": __version__, "commit": commit, "modified": modified}
 
 
 def versions() -> dict[str, str | None]:

@@ -13,11 +13,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from lib import records as code_records
 from lib.extraction import records
 from lib.extraction.folders import replace_folder
 from lib.extraction.records import (
     RunRecord,
-    code_version,
     hardware,
     portable,
     read_record,
@@ -26,6 +26,7 @@ from lib.extraction.records import (
     write_atomically,
     write_record,
 )
+from lib.records import code_version
 
 
 def a_record(**changes):
@@ -285,7 +286,7 @@ def test_a_kill_leaves_the_former_file_and_a_partial_that_is_cleaned(tmp_path):
 
 def test_a_record_says_what_code_ran():
     version = code_version()
-    assert set(version) == {"version", "commit", "modified"}
+    assert set(version) == {"version", "commit", "modified", "measures"}
     assert version["version"] is not None
     assert version["commit"] is None or len(version["commit"]) == 40
 
@@ -294,7 +295,7 @@ def test_code_outside_a_repository_claims_no_commit(monkeypatch):
     def no_git(*args, **kwargs):
         raise subprocess.CalledProcessError(128, "git")
 
-    monkeypatch.setattr(records.subprocess, "run", no_git)
+    monkeypatch.setattr(code_records.subprocess, "run", no_git)
     assert code_version()["commit"] is None
     assert code_version()["modified"] is None
 

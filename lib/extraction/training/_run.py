@@ -23,7 +23,6 @@ from lib.extraction.locks import InUseError, hold
 from lib.extraction.metrics import Scores
 from lib.extraction.records import (
     RunRecord,
-    code_version,
     hardware,
     portable,
     read_record,
@@ -43,6 +42,7 @@ from lib.extraction.training._settings import (
     set_seed,
 )
 from lib.extraction.triples import Corpus
+from lib.records import code_version
 
 with needs("extraction"):
     import numpy as np
