@@ -1,19 +1,16 @@
 """The measures of a page are counted as the tool says, and a page that gets worse is named."""
 
 import copy
-import importlib.util
 import json
 import math
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 from bs4 import BeautifulSoup
 from sphinx.errors import ExtensionError
 
+from tests.book_extensions import load
 from tools import reading
-
-EXTENSION = Path(__file__).resolve().parents[1] / "book" / "_ext" / "minutes_ext.py"
 
 WORDS = "one two three four five"
 FORMULA = '<div class="math" id="equation-eq-{0}"><span class="eqno">(1)</span>\\[x={0}\\]</div>'
@@ -149,14 +146,6 @@ PAGE = (
 )
 
 
-def extension():
-    """Return the extension's module: extensions are no package."""
-    spec = importlib.util.spec_from_file_location("minutes_ext", EXTENSION)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 def built(folder, **pages):
     """Return an application that has built these pages, as far as the extension asks."""
     (folder / "book").mkdir()
@@ -176,7 +165,7 @@ def test_minutes_are_filled_in(tmp_path):
     }
     app = built(tmp_path, **pages)
     for _ in range(2):  # a page that is not built anew keeps its mark
-        extension().write_minutes(app, None)
+        load("minutes_ext").write_minutes(app, None)
         assert "About 3 minutes" in text_of(tmp_path / "book/one.html")
         assert "About 8 minutes" in text_of(tmp_path / "book/two.html")
 
@@ -184,7 +173,7 @@ def test_minutes_are_filled_in(tmp_path):
 def test_minutes_of_no_page(tmp_path):
     app = built(tmp_path, one=PAGE.format("", ' data-pages="book/none"'))
     with pytest.raises(ExtensionError, match="no page book/none"):
-        extension().write_minutes(app, None)
+        load("minutes_ext").write_minutes(app, None)
 
 
 def text_of(file):

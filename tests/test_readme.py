@@ -5,16 +5,24 @@ import shlex
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import yaml
+from sphinx.errors import ExtensionError
 
 from lib.casrel.__main__ import main as casrel
 from lib.gplinker.__main__ import main as gplinker
+from tests.book_extensions import load
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text("utf-8")
 
 
-def test_the_example_of_the_library_runs_and_prints_what_it_says():
-    (code,) = re.findall(r"```python\n(.*?)```", README, flags=re.S)
+@pytest.mark.parametrize("page", ["README.md", "book/intro.md"])
+def test_the_example_of_the_library_runs_and_prints_what_it_says(page):
+    text = (ROOT / page).read_text("utf-8")
+    (code,) = re.findall(r"```python\n(.*?)```", text, flags=re.S)
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
     assert (done.returncode, done.stdout) == (0, "[[True, False, False, True]]\n"), done.stderr
 
@@ -24,6 +32,37 @@ def test_every_make_target_exists():
     named = set(re.findall(r"^    make (?:\S+=\"[^\"]*\" )?([a-z-]+)", README, flags=re.M))
     assert named
     assert named <= targets
+
+
+def test_no_address_is_promised_before_there_is_one():
+    """The repository's address stands in ``_config.yml`` alone; all else follows."""
+    files = ["README.md", "CITATION.cff", "CONTRIBUTING.md", "pyproject.toml", "_config.yml"]
+    pages = [*map(ROOT.joinpath, files), *(ROOT / "book").rglob("*.md")]
+    own = re.compile(r"https?://[\w.-]*(?:github\.(?:io|com)/)?[\w.-]*softmax-to-gplinker\S*")
+    known = yaml.safe_load((ROOT / "_config.yml").read_text("utf-8"))["repository"]["url"]
+    named = {address for page in pages for address in own.findall(page.read_text("utf-8"))}
+    assert named <= {known}
+
+
+@pytest.mark.parametrize(
+    ("address", "buttons", "canonical"),
+    [
+        ("", False, None),
+        ("https://github.com/owner/name", True, "https://owner.github.io/name/"),
+    ],
+)
+def test_buttons_and_canonical_address_come_with_the_address(address, buttons, canonical):
+    config = SimpleNamespace(html_theme_options={"repository_url": address}, html_baseurl=None)
+    load("book_ext").promise_what_exists(None, config)
+    options = config.html_theme_options
+    assert [options["use_repository_button"], options["use_issues_button"]] == [buttons] * 2
+    assert config.html_baseurl == canonical
+
+
+def test_an_address_of_another_form_is_refused():
+    config = SimpleNamespace(html_theme_options={"repository_url": "name"}, html_baseurl=None)
+    with pytest.raises(ExtensionError, match=r"must be https://github.com/OWNER/NAME, got name"):
+        load("book_ext").promise_what_exists(None, config)
 
 
 def test_every_link_to_a_file_leads_somewhere():

@@ -7,12 +7,14 @@ from importlib.metadata import files, version
 from pathlib import Path
 
 from docutils import nodes
+from sphinx.errors import ExtensionError
 from sphinx.util.docutils import SphinxDirective
 from sphinx_codeautolink.extension.block import CodeBlockAnalyser
 from sphinx_external_toc.collectors import TocTreeCollectorWithStyles
 
 MATHJAX_MAIN = "tex-chtml-full.js"
 MATHJAX_KEPT = (MATHJAX_MAIN, "output/chtml/fonts/woff-v2/")
+REPOSITORY = re.compile(r"https://github\.com/([\w.-]+)/([\w.-]+)")
 CHAPTER = re.compile(r"book/(\d\d)_\w+/")
 SHOWN = ("torch", "numpy", "transformers", "matplotlib", "jupyter-book", "Sphinx")
 
@@ -57,6 +59,19 @@ def number_by_name(app, config):
 def use_local_mathjax(app, config):
     """Point pages at the copy that copy_mathjax makes."""
     config.mathjax_path = f"mathjax/{MATHJAX_MAIN}"
+
+
+def promise_what_exists(app, config):
+    """Link repository and site only if the configuration says where they are."""
+    options = config.html_theme_options
+    address = options.get("repository_url")
+    options["use_repository_button"] = options["use_issues_button"] = bool(address)
+    if address:
+        if not (named := REPOSITORY.fullmatch(address)):
+            raise ExtensionError(
+                f"repository: url must be https://github.com/OWNER/NAME, got {address}"
+            )
+        config.html_baseurl = f"https://{named[1]}.github.io/{named[2]}/"
 
 
 def leave_out_sources(app, config):
@@ -111,6 +126,7 @@ def setup(app):
     app.add_directive("book-versions", Versions)
     app.connect("config-inited", number_by_name)
     app.connect("config-inited", use_local_mathjax)
+    app.connect("config-inited", promise_what_exists)
     app.connect("config-inited", leave_out_sources)
     app.connect("build-finished", copy_mathjax)
     app.connect("html-page-context", drop_thebe, priority=900)

@@ -1,7 +1,8 @@
 """Sphinx extension: the minutes that a page takes to read are measured on it, never typed.
 
 ``<span class="minutes"></span>`` shows those of the page where it stands; with
-``data-pages="book/01_softmax/index book/02_zlpr/index"``, those of the named pages together.
+``data-pages="book/01_softmax/index book/02_zlpr/index"``, those of the named pages together. In a
+drawing the mark is a ``tspan``.
 """
 
 import re
@@ -12,7 +13,7 @@ from sphinx.errors import ExtensionError
 
 from tools import reading
 
-MARK = re.compile(r'(<span class="minutes"(?: data-pages="([^"]*)")?>)[^<]*(</span>)')
+MARK = re.compile(r'(<(span|tspan) class="minutes"(?: data-pages="([^"]*)")?>)[^<]*(</\2>)')
 
 
 def minutes_of(html):
@@ -40,7 +41,7 @@ def write_minutes(app, exception):
         html = file.read_text("utf-8")
         filled = MARK.sub(
             lambda mark, page=page: (
-                mark[1] + str(sum(map(minutes, (mark[2] or page).split()))) + mark[3]
+                mark[1] + str(sum(map(minutes, (mark[3] or page).split()))) + mark[4]
             ),
             html,
         )
