@@ -1,11 +1,14 @@
 """From the scores of start and end tags back to spans."""
 
+from collections import defaultdict
+from collections.abc import Iterator
+from math import inf
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-__all__ = ["TaggedSpans", "keep_best", "tagged_spans"]
+__all__ = ["CandidateSpan", "TaggedSpans", "candidate_spans", "keep_best", "tagged_spans"]
 
 
 class TaggedSpans(NamedTuple):
@@ -76,6 +79,67 @@ def tagged_spans(margins: Tensor) -> TaggedSpans:
     least = torch.minimum(flat[start, 0], flat[nearest, 1])
     index = torch.unravel_index(start, shape)
     return TaggedSpans(torch.stack((*index, index[-1] + nearest - start), dim=1), least)
+
+
+class CandidateSpan(NamedTuple):
+    """A span that the tags give at the thresholds ``[low, score)``."""
+
+    place: tuple[int, ...]
+    """The leading indices of the tags, then first and last token."""
+    low: float
+    score: float
+
+
+def candidate_spans(margins: Tensor, floor: float) -> list[CandidateSpan]:
+    r"""Return what `tagged_spans` gives at any threshold from `floor` on, and at which.
+
+    The nearest end above a threshold changes with it: a start a and an end b are paired at
+
+    .. math:: \max_{a \le c < b} e_c \le t < \min(s_a, e_b)
+
+    where that range is not empty.
+
+    Parameters
+    ----------
+    margins : Tensor
+        As of `tagged_spans`.
+    floor : float
+        The least threshold that is of interest.
+
+    Returns
+    -------
+    list of CandidateSpan
+        By leading indices, start, end; ``low`` is −inf for what no nearer end cuts short.
+
+    Examples
+    --------
+    >>> margins = torch.tensor([[[3.0, -1.0], [-9.0, 2.0]]])
+    >>> for span in candidate_spans(margins, -2.0):
+    ...     print(*span)
+    (0, 0, 0) -inf -1.0
+    (0, 0, 1) -1.0 2.0
+    """
+
+    def above(which: int) -> Iterator[tuple[tuple[int, ...], int, float]]:
+        of_kind = margins[..., which]
+        places = (of_kind > floor).nonzero()
+        scores = of_kind[tuple(places.unbind(1))].tolist()
+        for (*row, token), score in zip(places.tolist(), scores, strict=True):
+            yield tuple(row), token, score
+
+    ends: defaultdict[tuple[int, ...], list[tuple[int, float]]] = defaultdict(list)
+    for row, end, score in above(1):
+        ends[row].append((end, score))
+    found = []
+    for row, start, of_start in above(0):
+        low = -inf
+        for end, of_end in ends[row]:
+            if end < start:
+                continue
+            if low < min(of_start, of_end):
+                found.append(CandidateSpan((*row, start, end), low, min(of_start, of_end)))
+            low = max(low, of_end)
+    return found
 
 
 def keep_best(found: TaggedSpans, most: int) -> TaggedSpans:

@@ -9,12 +9,14 @@ import torch
 from torch import Tensor, nn
 
 from lib._checks import check_threshold
-from lib.casrel.decoding import TaggedSpans, keep_best, tagged_spans
+from lib.casrel.decoding import TaggedSpans, candidate_spans, keep_best, tagged_spans
 from lib.casrel.sampling import Sampling, choose_subjects, object_tags, subject_tags
 from lib.casrel.tagging import ConditionalLayerNorm, half_pointer_loss, power_threshold
 from lib.extraction.alignment import TokenTriple
 from lib.extraction.encoders import Encoder
+from lib.extraction.found import Candidate
 from lib.extraction.model import ExtractionModel, Item, ModelOptions, batches_by_length
+from lib.extraction.thresholds import Threshold, both_thresholds
 from lib.extraction.triples import Triple
 
 __all__ = ["CasRel", "TaggingOptions"]
@@ -100,6 +102,12 @@ class CasRel(ExtractionModel):
     """
 
     options_class: ClassVar[type[ModelOptions]] = TaggingOptions
+    tables: ClassVar[tuple[str, ...]] = (
+        "subject's start",
+        "subject's end",
+        "object's start",
+        "object's end",
+    )
     options: TaggingOptions
 
     def __init__(self, encoder: Encoder, relations: Sequence[str], options: TaggingOptions) -> None:
@@ -245,9 +253,9 @@ class CasRel(ExtractionModel):
 
     @torch.no_grad()
     def extract_scored(
-        self, items: Sequence[Item], *, threshold: float = 0.0
+        self, items: Sequence[Item], *, threshold: Threshold = 0.0
     ) -> list[tuple[tuple[Triple, float], ...]]:
-        """Find the triples of texts, each with its confidence.
+        """Find the triples of texts, each with its least score.
 
         The model works in evaluation mode, on its own device, through the items by length in
         batches of bounded size; then it returns to the mode it was in. Each text is encoded once,
@@ -257,9 +265,10 @@ class CasRel(ExtractionModel):
         ----------
         items : sequence of Item
             As of :meth:`prepare`; their triples are not looked at.
-        threshold : float
-            What all four amounts of a triple must exceed; finite. Ends are paired with starts among
-            the tags that do, so a lower threshold may also shorten a span.
+        threshold : float or two of them
+            What all four amounts of a triple must exceed, or those of its subject and those of its
+            object; finite. Ends are paired with starts among the tags that do, so a lower threshold
+            may also shorten a span.
 
         Returns
         -------
@@ -269,7 +278,7 @@ class CasRel(ExtractionModel):
             triple's starts and ends exceed their thresholds. At most 128 subjects are considered
             per text and 128 objects per subject, those with the largest such amounts.
         """
-        check_threshold("threshold", threshold)
+        of_subjects, of_objects = both_thresholds(threshold)
         found: list[list[tuple[TokenTriple, float]]] = [[] for _ in items]
         with self.evaluating() as device:
             for indices in self._batches(items):
@@ -277,11 +286,51 @@ class CasRel(ExtractionModel):
                 batch = {name: value.to(device) for name, value in batch.items()}
                 cells = batch.pop("cells")
                 hidden = self.encoder(**batch)
-                subjects = self.find_subjects(hidden, cells, threshold)
-                triples = self.find_triples(hidden, cells, subjects, threshold)
+                subjects = self.find_subjects(hidden, cells, of_subjects)
+                triples = self.find_triples(hidden, cells, subjects, of_objects)
                 for row, tokens, margin in triples:
                     found[indices[row]].append((tokens, margin))
         return [self.in_characters(*pair) for pair in zip(items, found, strict=True)]
+
+    @torch.no_grad()
+    def candidates(self, items: Sequence[Item], *, floor: float) -> list[tuple[Candidate, ...]]:
+        """Find the triples of texts at every threshold from `floor` on, each with its range.
+
+        Parameters
+        ----------
+        items : sequence of Item
+            As of :meth:`prepare`; their triples are not looked at.
+        floor : float
+            The least threshold; finite.
+
+        Returns
+        -------
+        list of tuples of Candidate
+            One per item, in the same order; see :func:`lib.casrel.decoding.candidate_spans`. Of a
+            text the 128 subjects with the largest scores are considered, and of each as many
+            objects.
+        """
+        check_threshold("floor", floor)
+        found: list[tuple[Candidate, ...]] = []
+        with self.evaluating() as device:
+            for item in items:
+                batch = {n: value.to(device) for n, value in self.collate_texts([item]).items()}
+                cells = batch.pop("cells")
+                hidden = self.encoder(**batch)
+                subjects = candidate_spans(self._subject_margins(hidden, cells), floor)
+                subjects.sort(key=lambda span: -span.score)
+                of_item = []
+                for place, low, score in subjects[:MAX_SPANS]:
+                    chosen = torch.tensor([place], device=device)
+                    objects = candidate_spans(self._object_margins(hidden, cells, chosen), floor)
+                    objects.sort(key=lambda span: -span.score)
+                    for (_, *tokens), other, least in objects[:MAX_SPANS]:
+                        whole = max(low, other), min(score, least)
+                        if whole[0] < whole[1]:
+                            triple = self.triple_of(item, TokenTriple(*place[1:], *tokens))
+                            of_item.append(Candidate(triple, *whole))
+                found.append(tuple(of_item))
+        return found
 
     def find_subjects(self, hidden: Tensor, cells: Tensor, threshold: float = 0.0) -> TaggedSpans:
         """Read the subjects of texts off their tags.
@@ -300,12 +349,7 @@ class CasRel(ExtractionModel):
         TaggedSpans
             Spans ``(N, 3)``: text, first and last token.
         """
-        power = self.options.power[0]
-        margins = self._margins(
-            self.subjects(hidden),
-            cells,
-            [power_threshold(power, cut) for cut in self.options.subject_thresholds],
-        )
+        margins = self._subject_margins(hidden, cells)
         return keep_best(_tagged_above(margins, threshold), MAX_SPANS)
 
     def find_triples(
@@ -331,19 +375,41 @@ class CasRel(ExtractionModel):
         """
         numbers = hidden.shape[1] * (hidden.shape[2] + 2 * len(self.relations))
         at_once = max(1, NUMBERS_AT_ONCE // numbers)
-        cut = power_threshold(self.options.power[1])
         found: list[tuple[int, TokenTriple, float]] = []
         for first in range(0, len(subjects.spans), at_once):
             spans = subjects.spans[first : first + at_once]
-            scores = self.object_scores(hidden, spans)
-            margins = self._margins(scores, cells[spans[:, 0]], [cut, cut])
-            objects = keep_best(_tagged_above(margins.transpose(1, 2), threshold), MAX_SPANS)
+            margins = self._object_margins(hidden, cells, spans)
+            objects = keep_best(_tagged_above(margins, threshold), MAX_SPANS)
             of = objects.spans[:, 0]
             rows = torch.cat((spans[of], objects.spans[:, 1:]), dim=1)
             least = torch.minimum(subjects.margins[first + of], objects.margins)
             for (text, *tokens), margin in zip(rows.tolist(), least.tolist(), strict=True):
                 found.append((text, TokenTriple(*tokens), margin))
         return found
+
+    def _says(self, hidden: Tensor, cells: Tensor, triple: TokenTriple) -> list[float]:
+        head, tail = triple.subject_head, triple.subject_tail
+        subjects = self._subject_margins(hidden, cells)[0]
+        chosen = torch.tensor([[0, head, tail]], device=hidden.device)
+        objects = self._object_margins(hidden, cells, chosen)[0, triple.relation]
+        return [
+            subjects[head, 0].item(),
+            subjects[tail, 1].item(),
+            objects[triple.object_head, 0].item(),
+            objects[triple.object_tail, 1].item(),
+        ]
+
+    def _subject_margins(self, hidden: Tensor, cells: Tensor) -> Tensor:
+        """Return by how much the tags of subjects exceed their thresholds, ``(B, L, 2)``."""
+        power = self.options.power[0]
+        cuts = [power_threshold(power, cut) for cut in self.options.subject_thresholds]
+        return self._margins(self.subjects(hidden), cells, cuts)
+
+    def _object_margins(self, hidden: Tensor, cells: Tensor, spans: Tensor) -> Tensor:
+        """Return by how much the tags of these subjects' objects exceed theirs, (N, R, L, 2)."""
+        cut = power_threshold(self.options.power[1])
+        scores = self.object_scores(hidden, spans)
+        return self._margins(scores, cells[spans[:, 0]], [cut, cut]).transpose(1, 2)
 
     @staticmethod
     def _margins(scores: Tensor, cells: Tensor, cuts: Sequence[float]) -> Tensor:

@@ -5,10 +5,10 @@ from collections import Counter
 from pathlib import Path
 
 from lib._extras import needs
-from lib.extraction.commands import command, command_group
 from lib.extraction.corpora.jsonl import Reading
 from lib.extraction.importers import FORMATS, import_file
 from lib.extraction.places import OCCURRENCES, Occurrence
+from lib.extraction.programs import command, command_group
 from lib.extraction.records import write_atomically
 from lib.extraction.triples import LOUD, REPEATED, example_to_json
 

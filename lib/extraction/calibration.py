@@ -1,7 +1,8 @@
 """Choose the threshold of decoding on held-out sentences, and only where that is no noise.
 
-Pure functions of `Candidates`: per sentence, what a model found above a low threshold, with its
-scores, whether each is right, and how many triples there were to find. No model is needed.
+Pure functions of `Candidates`: per sentence, what a model finds at which thresholds, whether each
+is right, and how many triples there were to find. No model is needed;
+`lib.extraction.training.find_candidates` asks one.
 """
 
 from collections.abc import Sequence
@@ -46,16 +47,21 @@ class Candidates:
         Whether each is one of the sentence's triples; no two may be the same one.
     gold : int
         How many triples there are to find, found or not.
+    lows : tuple of float
+        The least threshold at which each is found; −inf if at every one below its score, as where
+        this is empty. A triple that is found in several ranges stands here once for each.
 
     Raises
     ------
     ValueError
-        If the lengths differ, a score is not finite, or more triples are right than there are.
+        If the lengths differ, a score is not finite, a score is not above its low, or at some
+        threshold more triples are right than there are.
     """
 
     scores: tuple[float, ...]
     right: tuple[bool, ...]
     gold: int
+    lows: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         """Refuse what no sentence can have."""
@@ -65,14 +71,26 @@ class Candidates:
             )
         if not all(map(isfinite, self.scores)):
             raise ValueError(f"scores must be finite, got {self.scores}")
-        if sum(self.right) > self.gold:
-            raise ValueError(f"gold must be at least the {sum(self.right)} right, got {self.gold}")
+        if self.lows and len(self.lows) != len(self.scores):
+            raise ValueError(
+                f"lows must have one entry per score, {len(self.scores)}, or none, "
+                f"got {len(self.lows)}"
+            )
+        for low, score in zip(self.lows, self.scores, strict=False):
+            if not low < score:
+                raise ValueError(f"scores must be above their lows, got {score} with low {low}")
+        right = max(self.at(low).tp for low in {-inf, *self.lows})
+        if right > self.gold:
+            raise ValueError(f"gold must be at least the {right} right, got {self.gold}")
+
+    def ranges(self) -> list[tuple[float, float, bool]]:
+        """Return for each triple low and score, between which it is found, and if it is right."""
+        lows = self.lows or (-inf,) * len(self.scores)
+        return list(zip(lows, self.scores, self.right, strict=True))
 
     def at(self, threshold: float) -> Counts:
-        """Count what has a score above the threshold."""
-        kept = [
-            right for score, right in zip(self.scores, self.right, strict=True) if score > threshold
-        ]
+        """Count what is found at the threshold."""
+        kept = [right for low, score, right in self.ranges() if low <= threshold < score]
         return Counts(sum(kept), len(kept), self.gold)
 
 
@@ -126,7 +144,7 @@ class ReliabilityBin:
 
 
 def counts_at(sentences: Sequence[Candidates], threshold: float) -> Counts:
-    """Count over all sentences what has a score above the threshold."""
+    """Count over all sentences what is found at the threshold."""
     check_threshold("threshold", threshold)
     return sum((sentence.at(threshold) for sentence in sentences), Counts())
 
@@ -144,8 +162,8 @@ def sweep(sentences: Sequence[Candidates], *, floor: float) -> list[Point]:
     Returns
     -------
     list of Point
-        By rising threshold: `floor`, 0, and the middle between each two neighbouring scores.
-        Equal scores are kept or left together.
+        By rising threshold: `floor`, 0, and the middle between each two neighbouring numbers at
+        which a triple comes or goes. Equal scores are kept or left together.
 
     Raises
     ------
@@ -160,26 +178,28 @@ def sweep(sentences: Sequence[Candidates], *, floor: float) -> list[Point]:
     """
     if not -inf < floor <= 0:
         raise ValueError(f"floor must be a finite number and at most 0, got {floor}")
-    found = sorted(
-        (score, right)
-        for sentence in sentences
-        for score, right in zip(sentence.scores, sentence.right, strict=True)
+    ranges = [found for sentence in sentences for found in sentence.ranges()]
+    least = min((score for _, score, _ in ranges), default=inf)
+    if least <= floor:
+        raise ValueError(f"scores must be above floor, {floor}, got {least}")
+    # What comes at a threshold, and what goes.
+    changes = sorted(
+        change for low, score, right in ranges for change in ((low, 1, right), (score, -1, right))
     )
-    if found and found[0][0] <= floor:
-        raise ValueError(f"scores must be above floor, {floor}, got {found[0][0]}")
-    values = sorted({score for score, _ in found})
+    values = sorted({at for at, _, _ in changes if at > floor})
     thresholds = {floor, 0.0}
     for low, high in pairwise(values):
         middle = low + (high - low) / 2
         thresholds.add(middle if middle < high else low)  # neighbours among the floats
     gold = sum(sentence.gold for sentence in sentences)
-    kept, right, below = len(found), sum(is_right for _, is_right in found), 0
+    kept = right = done = 0
     points = []
     for threshold in sorted(thresholds):
-        while below < len(found) and found[below][0] <= threshold:
-            kept -= 1
-            right -= found[below][1]
-            below += 1
+        while done < len(changes) and changes[done][0] <= threshold:
+            _, change, is_right = changes[done]
+            kept += change
+            right += change * is_right
+            done += 1
         points.append(Point(threshold, Counts(right, kept, gold)))
     return points
 
@@ -375,13 +395,17 @@ def precision_recall_table(points: Sequence[Point], *, rows: int = 12) -> str:
     return "\n".join(lines)
 
 
-def fit_confidence(sentences: Sequence[Candidates]) -> tuple[float, float]:
+def fit_confidence(
+    sentences: Sequence[Candidates], *, threshold: float = -inf
+) -> tuple[float, float]:
     """Fit the scale and offset that make the logistic function of a score a probability.
 
     Parameters
     ----------
     sentences : sequence of Candidates
         Their scores and what is right among them.
+    threshold : float
+        Only what is found at it counts; −inf: everything.
 
     Returns
     -------
@@ -394,7 +418,7 @@ def fit_confidence(sentences: Sequence[Candidates]) -> tuple[float, float]:
         If there is no best pair: all or none is right, the scores are equal, do not rise with
         what is right, or separate it.
     """
-    scores, right = _joined(sentences)
+    scores, right = _joined(sentences, threshold)
     return fit_scale_and_offset(scores, right)
 
 
@@ -404,6 +428,7 @@ def reliability(
     scale: float = 1.0,
     offset: float = 0.0,
     bins: int = 10,
+    threshold: float = -inf,
 ) -> list[ReliabilityBin]:
     """Compare confidences with what is right, in `bins` equal ranges from 0 to 1.
 
@@ -415,6 +440,8 @@ def reliability(
         The confidence of a score s is the logistic function of scale · s + offset.
     bins : int
         At least 1.
+    threshold : float
+        Only what is found at it counts; −inf: everything.
 
     Returns
     -------
@@ -433,7 +460,7 @@ def reliability(
     """
     if bins < 1:
         raise ValueError(f"bins must be at least 1, got {bins}")
-    scores, right = _joined(sentences)
+    scores, right = _joined(sentences, threshold)
     confidence = torch.sigmoid(scale * scores + offset)
     of = (confidence * bins).long().clamp(max=bins - 1)
     return [
@@ -443,11 +470,15 @@ def reliability(
     ]
 
 
-def _joined(sentences: Sequence[Candidates]) -> tuple[Tensor, Tensor]:
-    """Return all scores and whether each is right, as float64."""
-    scores = [score for sentence in sentences for score in sentence.scores]
-    right = [float(is_right) for sentence in sentences for is_right in sentence.right]
-    return torch.tensor(scores, dtype=torch.float64), torch.tensor(right, dtype=torch.float64)
+def _joined(sentences: Sequence[Candidates], threshold: float) -> tuple[Tensor, Tensor]:
+    """Return the scores of what is found at a threshold, and whether each is right, as float64."""
+    found = [
+        (score, float(right))
+        for sentence in sentences
+        for low, score, right in sentence.ranges()
+        if threshold == -inf or low <= threshold < score
+    ]
+    return torch.tensor(found, dtype=torch.float64).view(-1, 2).unbind(1)  # type: ignore[return-value]
 
 
 def _gains(counts: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""The commands ``train``, ``evaluate`` and ``predict`` for any extraction model.
+"""The commands ``train``, ``calibrate``, ``evaluate`` and ``predict`` for any extraction model.
 
 A model's ``__main__`` calls `extractor_commands` with its class; see ``lib/gplinker/__main__.py``.
 What a user can get wrong ends in one line on standard error and exit status 2, without a
@@ -6,39 +6,35 @@ traceback: malformed lines (with file and line), a missing model, a folder
 that holds another run, a full disk.
 """
 
-import errno
-import io
 import json
 import os
 import shlex
 import sys
-import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import fields
 from io import BufferedIOBase
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
-import torch
-from torch import distributed
-
-from lib._checks import check_threshold
 from lib._extras import needs
 from lib.extraction.alignment import Losses
-from lib.extraction.corpora import MalformedLinesError, load_corpus, trained_relations
+from lib.extraction.corpora import load_corpus, trained_relations
 from lib.extraction.encoders import DEFAULT_MAX_LENGTH
+from lib.extraction.errors import errors_page, find_errors
+from lib.extraction.fitting import fit_decoding
+from lib.extraction.folders import model_folder
 from lib.extraction.inputs import Lines, in_chunks, read_inputs
 from lib.extraction.metrics import Match
 from lib.extraction.places import OCCURRENCES, Occurrence
+from lib.extraction.programs import Command, Failures, Group, PartialError, one_line_errors
 from lib.extraction.records import portable, write_atomically
+from lib.extraction.thresholds import both_thresholds
 from lib.extraction.training import (
     Extractor,
-    LongTextWarning,
-    LostTripleWarning,
     Settings,
-    UnknownRelationWarning,
     evaluate,
+    find_candidates,
     make_accelerator,
     predict,
     set_seed,
@@ -50,7 +46,7 @@ from lib.extraction.triples import Corpus, Example, example_to_json
 with needs("extraction"):
     import click
 
-__all__ = ["ENCODER_OPTIONS", "command", "command_group", "extractor_commands"]
+__all__ = ["ENCODER_OPTIONS", "extractor_commands"]
 
 ENCODER_OPTIONS = (
     click.Option(
@@ -74,140 +70,15 @@ ENCODER_OPTIONS = (
 )
 """Options of ``train`` for any model with an encoder of `lib.extraction.encoders`."""
 
-_OURS = (
-    LongTextWarning,
-    LostTripleWarning,
-    UnknownRelationWarning,
-)  # shown in a line, without a place in code
-
 _MATCHES: tuple[Match, ...] = ("exact", "text", "partial")  # "typed" asks for types, found by none
 
 _CHUNK = 4096  # texts held as tokens at once by predict
-_MOST_ERRORS = 20  # lines said about texts that failed
 
+_FLOOR = -4.0  # the least threshold that calibrate looks at
 
 # Peak learning rates of encoder and heads for an encoder that is trained from scratch; those of
 # Settings suit pretrained ones, whose rates would leave new weights far from trained.
 _FROM_SCRATCH = {"small": {"lr": 1e-3, "head_lr": 2e-3}}
-
-
-class _Group(click.Group):
-    """A group of commands that speaks UTF-8, whatever the machine would have chosen."""
-
-    def main(self, *args: Any, **kwargs: Any) -> Any:
-        # A pipe on Windows, or a locale without Unicode, would garble the texts, or stop at one.
-        for stream in (sys.stdout, sys.stderr):
-            if isinstance(stream, io.TextIOWrapper):
-                stream.reconfigure(encoding="utf-8", errors="backslashreplace", newline="\n")
-        return super().main(*args, **kwargs)
-
-
-class _Command(click.Command):
-    """A command that remembers its arguments as typed, and has one line for what users do wrong."""
-
-    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        ctx.meta["arguments"] = list(args)
-        return super().parse_args(ctx, args)
-
-    def invoke(self, ctx: click.Context) -> Any:
-        with _one_line_errors(), _one_line_warnings():
-            result = super().invoke(ctx)
-        if distributed.is_available() and distributed.is_initialized():
-            # Threads of the group that outlive the interpreter abort a process that has succeeded.
-            accelerator = make_accelerator()
-            accelerator.wait_for_everyone()
-            accelerator.end_training()
-        return result
-
-
-class _UserError(click.ClickException):
-    exit_code = 2
-
-    def __init__(self, error: Exception) -> None:
-        lines = error.lines if isinstance(error, MalformedLinesError) else [str(error)]
-        # One line each, whatever a library put into it.
-        super().__init__("\n".join(" ".join(line.split()) for line in lines))
-
-
-class _PartialError(_UserError):
-    """Some of the work is done and written, and what is missing has been said."""
-
-    exit_code = 1
-
-
-class _Failures:
-    """Says what failed, a line each, and counts it, so that the rest can go on."""
-
-    def __init__(self, *, shown: bool) -> None:
-        self.shown = shown
-        self.count = self.fine = 0
-
-    def add(self, error: Exception, where: str = "") -> None:
-        self.count += 1
-        if self.shown and self.count <= _MOST_ERRORS:
-            message = f"{where}: {error or type(error).__name__}" if where else str(error)
-            click.echo(f"Error: {' '.join(message.split())}", err=True)
-            if self.count == _MOST_ERRORS:
-                click.echo("Further errors are counted, not shown", err=True)
-
-
-@contextmanager
-def _one_line_errors(*also: type[Exception]) -> Iterator[None]:
-    wrong_input: tuple[type[Exception], ...] = (ValueError, *also)
-    try:
-        yield
-    except BrokenPipeError:  # the reader of our output has seen enough; click knows what to do
-        raise
-    except OSError as error:
-        if error.errno != errno.ENOSPC:
-            raise _UserError(error) from error
-        place = f" (writing {error.filename})" if error.filename else ""
-        full = OSError(
-            f"the disk is full{place}. What was saved is whole: free some space and run the same "
-            "command again"
-        )
-        raise _UserError(full) from error
-    except torch.cuda.OutOfMemoryError as error:
-        said = "the memory of the GPU is full: lower --batch-size or --max-length"
-        raise _UserError(MemoryError(said)) from error
-    except wrong_input as error:
-        raise _UserError(error) from error
-
-
-@contextmanager
-def _one_line_warnings() -> Iterator[None]:
-    with warnings.catch_warnings():
-        for category in _OURS:
-            warnings.simplefilter("always", category)
-        show_others = warnings.showwarning
-
-        def show(
-            message: Warning | str,
-            category: type[Warning],
-            filename: str,
-            lineno: int,
-            file: TextIO | None = None,
-            line: str | None = None,
-        ) -> None:
-            if category in _OURS:
-                click.echo(f"Warning: {message}", err=True)
-            else:
-                show_others(message, category, filename, lineno, file, line)
-
-        warnings.showwarning = show
-        yield
-
-
-def command(
-    name: str, run: Callable[..., object], params: Sequence[click.Parameter], help: str
-) -> click.Command:
-    """Return a command with one line on standard error, and status 2, for what users do wrong."""
-    return _Command(name, callback=run, params=list(params), help=help)
-
-
-def command_group(help: str, *commands: click.Command) -> click.Group:
-    """Return commands under one program, which speaks UTF-8 on every system."""
-    return _Group(help=help, commands=commands)
 
 
 def extractor_commands(
@@ -230,9 +101,11 @@ def extractor_commands(
     Returns
     -------
     click.Group
-        With the commands ``train``, ``evaluate`` and ``predict``.
+        With the commands ``train``, ``calibrate``, ``evaluate`` and ``predict``.
     """
     names = [str(option.name) for option in options]
+    names_of_tables = model_class.tables
+    half = len(names_of_tables) // 2
 
     def run_train(
         data: str, occurrence: Occurrence, encoder: str, out: Path, quiet: bool, **values: Any
@@ -253,7 +126,7 @@ def extractor_commands(
 
             bars: Any = logging  # untyped
             bars.disable_progress_bar()
-        with _one_line_errors(TypeError):  # an option that this encoder does not have
+        with one_line_errors(TypeError):  # an option that this encoder does not have
             model = model_class.create(encoder, corpus.relations, texts=texts, **given)
         context = click.get_current_context()
         words = ["train", *map(portable, context.meta["arguments"])]
@@ -279,50 +152,101 @@ def extractor_commands(
         data: str,
         occurrence: Occurrence,
         split: str,
-        threshold: float,
+        threshold: str | None,
         match: Match | None,
         json_file: Path | None,
+        errors: Path | None,
         batch_size: int,
         quiet: bool,
     ) -> None:
-        check_threshold("threshold", threshold)
-        if json_file is not None:
-            _check_folder_of("--json", json_file)
+        given = _parse_threshold(threshold)
+        for option, file in (("--json", json_file), ("--errors", errors)):
+            if file is not None:
+                _check_folder_of(option, file)
         loaded = _load_model(model_class, model)
         corpus = _load_corpus(data, occurrence, split)
+        examples = corpus.split(split)
+        used = _threshold(loaded, given)
         scores = evaluate(
             loaded,
-            corpus.split(split),
+            examples,
             match=match or corpus.match,
             batch_size=batch_size,
-            threshold=threshold,
+            threshold=used,
             progress=not quiet,
         )
         if make_accelerator().is_main_process:
             click.echo(scores.table())
             if json_file is not None:
-                report = {"split": split, "threshold": threshold, **scores.to_dict()}
-                text = json.dumps(report, indent=2, ensure_ascii=False) + "\n"
-                write_atomically(json_file, lambda file: file.write(text.encode()))
+                report = {"split": split, "threshold": list(used), **scores.to_dict()}
+                _write_text(json_file, json.dumps(report, indent=2, ensure_ascii=False) + "\n")
+        if errors is not None:
+            found = find_errors(
+                loaded,
+                examples,
+                match=match or corpus.match,
+                threshold=used,
+                batch_size=batch_size,
+            )
+            page = errors_page(
+                found,
+                tables=loaded.tables,
+                texts=len(examples),
+                title=f"Errors on {corpus.name}, {split}",
+            )
+            if make_accelerator().is_main_process:
+                _write_text(errors, page)
+
+    def run_calibrate(
+        model: Path,
+        data: str,
+        occurrence: Occurrence,
+        split: str,
+        match: Match | None,
+        write: bool,
+        batch_size: int,
+        quiet: bool,
+    ) -> None:
+        if write and (model / "checkpoint.pt").exists():
+            raise ValueError(
+                f"the run in {model} is not finished, and would overwrite what --write writes"
+            )
+        loaded = _load_model(model_class, model)
+        corpus = _load_corpus(data, occurrence, split)
+        sentences = find_candidates(
+            loaded,
+            corpus.split(split),
+            floor=_FLOOR,
+            match=match or corpus.match,
+            batch_size=batch_size,
+            progress=not quiet,
+        )
+        decoding, report = fit_decoding(sentences, floor=_FLOOR)
+        if make_accelerator().is_main_process:
+            click.echo(report)
+            if write:
+                loaded.decoding = decoding
+                loaded.save(model_folder(model))
+                click.echo(f"written to {model_folder(model)}")
 
     def run_predict(
         model: Path,
         input: str,
         output: str,
-        threshold: float,
+        threshold: str | None,
         min_confidence: float,
         relation: tuple[str, ...],
         batch_size: int,
         quiet: bool,
     ) -> None:
-        check_threshold("threshold", threshold)
+        given_threshold = _parse_threshold(threshold)
         accelerator = make_accelerator()
         if input == "-" and accelerator.num_processes > 1:
             raise ValueError("several processes cannot share standard input: give --input FILE")
         if output != "-":
             _check_folder_of("--output", Path(output))
         name = "standard input" if input == "-" else input
-        failures = _Failures(shown=accelerator.is_main_process)
+        failures = Failures(shown=accelerator.is_main_process)
         long = Losses()
 
         def lines(source: BufferedIOBase) -> Iterator[str]:
@@ -331,13 +255,14 @@ def extractor_commands(
             chunk = next(chunks, [])  # what is no text is refused before the model loads
             loaded = _load_model(model_class, model)
             wanted = _known_relations(relation, loaded.relations)
+            used = _threshold(loaded, given_threshold)
             while chunk:
                 failed: dict[int, Exception] = {}
                 found = predict(
                     loaded,
                     [example for example, _ in chunk],
                     batch_size=batch_size,
-                    threshold=threshold,
+                    threshold=used,
                     progress=not quiet,
                     failed=failed,
                     long=long,
@@ -380,7 +305,7 @@ def extractor_commands(
                 warn_of_long_texts(long, failures.count + failures.fine)
         if failures.count:
             texts = failures.count + failures.fine
-            raise _PartialError(
+            raise PartialError(
                 ValueError(f"{failures.count} of {texts} texts are not in the output")
             )
 
@@ -413,15 +338,23 @@ def extractor_commands(
     )
     threshold_option = click.Option(
         ["--threshold"],
-        type=float,
-        default=0.0,
-        show_default=True,
-        help="What all scores of a triple must exceed: above 0 it finds fewer and surer ones.",
+        metavar="NUMBER[,NUMBER]",
+        show_default="what calibrate has written, else 0",
+        help="What all scores of a triple must exceed: above 0 it finds fewer and surer ones. Two "
+        f"numbers are for {_joined(names_of_tables[:half])} and for "
+        f"{_joined(names_of_tables[half:])}.",
+    )
+    match_option = click.Option(
+        ["--match"],
+        type=click.Choice(_MATCHES),
+        show_default="the rule of the corpus",
+        help="What must agree beside the relation: the places of both entities (exact), their "
+        "words (text), or their last words (partial).",
     )
     quiet_option = click.Option(["--quiet"], is_flag=True, help="No progress on standard error.")
-    group = _Group(help="Extract triples from text: train, evaluate and use a model.")
+    group = Group(help="Extract triples from text: train, evaluate and use a model.")
     group.add_command(
-        _Command(
+        Command(
             "train",
             callback=run_train,
             help="Train a model and write it, with its run record, to a folder. Run the same "
@@ -442,7 +375,34 @@ def extractor_commands(
         )
     )
     group.add_command(
-        _Command(
+        Command(
+            "calibrate",
+            callback=run_calibrate,
+            help="Choose the threshold of a model, and its confidence, on sentences that it was "
+            "not trained on. Where the gain may be noise, the threshold stays at 0.",
+            params=[
+                model_option,
+                data_option,
+                occurrence_option,
+                click.Option(
+                    ["--split"],
+                    default="dev",
+                    show_default=True,
+                    help="Which split of a corpus; a file is one.",
+                ),
+                match_option,
+                click.Option(
+                    ["--write"],
+                    is_flag=True,
+                    help="Write what was chosen into the model, for evaluate and predict.",
+                ),
+                batch_option,
+                quiet_option,
+            ],
+        )
+    )
+    group.add_command(
+        Command(
             "evaluate",
             callback=run_evaluate,
             help="Score a model on a split of a corpus.",
@@ -457,18 +417,19 @@ def extractor_commands(
                     help="Which split of a corpus; a file is one.",
                 ),
                 threshold_option,
-                click.Option(
-                    ["--match"],
-                    type=click.Choice(_MATCHES),
-                    show_default="the rule of the corpus",
-                    help="What must agree beside the relation: the places of both entities "
-                    "(exact), their words (text), or their last words (partial).",
-                ),
+                match_option,
                 click.Option(
                     ["--json", "json_file"],
                     type=click.Path(path_type=Path, dir_okay=False),
                     show_default="none",
                     help="File for the scores, all their counts, the split and the threshold.",
+                ),
+                click.Option(
+                    ["--errors"],
+                    type=click.Path(path_type=Path, dir_okay=False),
+                    show_default="none",
+                    help="File for a page (HTML) of the errors: what was missed, which table said "
+                    "no, and what is wrong.",
                 ),
                 batch_option,
                 quiet_option,
@@ -476,7 +437,7 @@ def extractor_commands(
         )
     )
     group.add_command(
-        _Command(
+        Command(
             "predict",
             callback=run_predict,
             help="Extract triples from texts: lines of plain text, or JSON lines with a text. "
@@ -567,6 +528,38 @@ def _load_model(model_class: type[Extractor], folder: Path) -> Extractor:
     if not folder.exists():
         raise ValueError(f"there is no folder {folder}")
     return model_class.load(folder)
+
+
+def _parse_threshold(given: str | None) -> tuple[float, float] | None:
+    """Read one number, or two with a comma between them."""
+    if given is None:
+        return None
+    try:
+        numbers = [float(part) for part in given.split(",")]
+    except ValueError:
+        raise ValueError(
+            f"--threshold must be a number, or two with a comma between them, got {given!r}"
+        ) from None
+    return both_thresholds(numbers[0] if len(numbers) == 1 else numbers)
+
+
+def _threshold(model: Extractor, given: tuple[float, float] | None) -> tuple[float, float]:
+    """Return the threshold to use, and say so where the model brings its own."""
+    if given is not None:
+        return given
+    used = both_thresholds(model.decoding.threshold)
+    if any(used) and make_accelerator().is_main_process:
+        shown = f"{used[0]:g}" if used[0] == used[1] else "{:g} and {:g}".format(*used)
+        click.echo(f"threshold {shown}, as calibrated", err=True)
+    return used
+
+
+def _write_text(path: Path, text: str) -> None:
+    write_atomically(path, lambda file: file.write(text.encode()))
+
+
+def _joined(names: Sequence[str]) -> str:
+    return " and ".join(names)
 
 
 def _known_relations(wanted: Sequence[str], known: Sequence[str]) -> frozenset[str]:

@@ -1,11 +1,20 @@
 """Triples as a model gives them: with their words, where these stand, and a confidence."""
 
 from dataclasses import dataclass
-from typing import Self
+from typing import NamedTuple, Self
 
 from lib.extraction.triples import Span, Triple
 
-__all__ = ["FoundEntity", "FoundTriple"]
+__all__ = ["Candidate", "FoundEntity", "FoundTriple"]
+
+
+class Candidate(NamedTuple):
+    """A triple that a model finds at the thresholds ``[low, score)``."""
+
+    triple: Triple
+    low: float
+    """−inf where it is found at every threshold below its score."""
+    score: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,8 +47,9 @@ class FoundTriple:
     relation : str
         One of the model's relations.
     confidence : float
-        The logistic function of the least score that had to exceed the threshold: above 0.5 where
-        the threshold is 0. It orders triples; it is not the probability that a triple is right.
+        A logistic function of the least score that had to exceed the threshold. Before a model is
+        calibrated it is above 0.5 where the threshold is 0, and orders triples; only of a
+        calibrated model it estimates the probability that the triple is right.
 
     Examples
     --------

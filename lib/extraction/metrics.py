@@ -24,7 +24,7 @@ from typing import Any, Literal, get_args
 
 from lib.extraction.triples import PATTERNS, Span, Triple, overlap_patterns
 
-__all__ = ["Counts", "Match", "Scores", "evaluate_triples"]
+__all__ = ["Counts", "Match", "Scores", "evaluate_triples", "triple_key"]
 
 Match = Literal["exact", "typed", "text", "partial"]
 
@@ -242,7 +242,7 @@ def evaluate_triples(
     sizes = dict.fromkeys(SIZES, Counts())
     number = Counter(dict.fromkeys(("all", *PATTERNS, *SIZES), 0))
     for index, (true, guess) in enumerate(zip(gold, predicted, strict=True)):
-        key = _key(match, texts[index] if texts is not None else "", symmetric)
+        key = triple_key(match, texts[index] if texts is not None else "", symmetric)
         true_keys = {key(triple): triple.relation for triple in true}
         guess_keys = {key(triple): triple.relation for triple in guess}
         counts = Counts(len(true_keys.keys() & guess_keys.keys()), len(guess_keys), len(true_keys))
@@ -262,8 +262,25 @@ def evaluate_triples(
     return Scores(match, micro, dict(sorted(relations.items())), patterns, sizes, dict(number))
 
 
-def _key(match: Match, text: str, symmetric: Collection[str]) -> Callable[[Triple], Hashable]:
-    """Return the function that maps equal triples of one text to equal keys."""
+def triple_key(
+    match: Match, text: str, symmetric: Collection[str] = ()
+) -> Callable[[Triple], Hashable]:
+    """Return the function that maps triples of one text to equal keys where they count as equal.
+
+    Parameters
+    ----------
+    match, symmetric
+        As of `evaluate_triples`.
+    text : str
+        The text; looked at only by the rules that compare words.
+
+    Examples
+    --------
+    >>> key = triple_key("text", "Ada met Ada")
+    >>> met = Triple(Span(0, 3), "met", Span(8, 11))
+    >>> key(met) == key(Triple(Span(8, 11), "met", Span(0, 3)))
+    True
+    """
 
     def entity(span: Span) -> tuple[Any, ...]:
         if match == "exact":

@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
+from math import inf
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -37,9 +38,10 @@ from lib.extraction.encoders import (
     Tokens,
 )
 from lib.extraction.folders import model_folder, replace_folder
-from lib.extraction.found import FoundTriple
+from lib.extraction.found import Candidate, FoundTriple
 from lib.extraction.jsontext import parse_json
 from lib.extraction.records import write_atomically
+from lib.extraction.thresholds import Decoding, Threshold
 from lib.extraction.training import predict
 from lib.extraction.triples import Example, Triple
 from lib.extraction.windows import windows
@@ -104,10 +106,19 @@ class ExtractionModel(nn.Module, ABC):
         Names of the relations, all different; their order is that of the model's heads.
     options : ModelOptions
         An instance of the class's `options_class`.
+
+    Attributes
+    ----------
+    decoding : Decoding
+        The threshold and the confidence where nothing else is said. Saved and loaded with the
+        model; training sets it back, as it belongs to the weights.
     """
 
     options_class: ClassVar[type[ModelOptions]]
     """The options of the model, a frozen dataclass of plain JSON values."""
+
+    tables: ClassVar[tuple[str, ...]]
+    """What must say yes to a triple: first what is found first, then as many of what joins it."""
 
     unnamed_folders: ClassVar[bool] = False
     """Whether a saved folder that does not name its model holds one of this class."""
@@ -115,9 +126,11 @@ class ExtractionModel(nn.Module, ABC):
     relations: tuple[str, ...]
     options: Any
     encoder: Encoder
+    decoding: Decoding
 
     def __init__(self, encoder: Encoder, relations: Sequence[str], options: ModelOptions) -> None:
         super().__init__()
+        self.decoding = Decoding()
         _check_relations(relations)
         self.relations = tuple(relations)
         self.options = options
@@ -288,9 +301,63 @@ class ExtractionModel(nn.Module, ABC):
 
     @abstractmethod
     def extract_scored(
-        self, items: Sequence[Item], *, threshold: float = 0.0
+        self, items: Sequence[Item], *, threshold: Threshold = 0.0
     ) -> list[tuple[tuple[Triple, float], ...]]:
-        """Find the triples of texts, each with the least score, above the threshold."""
+        """Find the triples of texts, each with its least score, above the threshold."""
+
+    def candidates(self, items: Sequence[Item], *, floor: float) -> list[tuple[Candidate, ...]]:
+        """Find the triples of texts at every threshold from `floor` on, each with its range.
+
+        Parameters
+        ----------
+        items : sequence of Item
+            As of :meth:`prepare`; their triples are not looked at.
+        floor : float
+            The least threshold; finite.
+
+        Returns
+        -------
+        list of tuples of Candidate
+            One per item, in the same order.
+        """
+        return [
+            tuple(Candidate(triple, -inf, score) for triple, score in found)
+            for found in self.extract_scored(items, threshold=floor)
+        ]
+
+    def table_scores(
+        self, items: Sequence[Item]
+    ) -> list[tuple[tuple[Triple, tuple[float, ...]], ...]]:
+        """Return what each of `tables` says to the items' own triples.
+
+        Parameters
+        ----------
+        items : sequence of Item
+            As of :meth:`prepare`.
+
+        Returns
+        -------
+        list of tuples of (Triple, tuple of float)
+            One tuple per item, with its triples in order, each with one score for each of `tables`.
+            Of the model's threshold nothing has been taken off.
+        """
+        found = []
+        with torch.no_grad(), self.evaluating() as device:
+            for item in items:
+                batch = {n: value.to(device) for n, value in self.collate_texts([item]).items()}
+                cells = batch.pop("cells")
+                hidden = self.encoder(**batch)
+                found.append(
+                    tuple(
+                        (self.triple_of(item, tokens), tuple(self._says(hidden, cells, tokens)))
+                        for tokens in item.triples
+                    )
+                )
+        return found
+
+    @abstractmethod
+    def _says(self, hidden: Tensor, cells: Tensor, triple: TokenTriple) -> list[float]:
+        """Return what each of `tables` says to a triple of the only text of a batch."""
 
     def extract(self, items: Sequence[Item]) -> list[tuple[Triple, ...]]:
         """Find the triples of texts.
@@ -311,7 +378,7 @@ class ExtractionModel(nn.Module, ABC):
         self,
         texts: Sequence[str],
         *,
-        threshold: float | None = None,
+        threshold: Threshold | None = None,
         batch_size: int = 32,
         device: str | torch.device | None = None,
     ) -> list[tuple[FoundTriple, ...]]:
@@ -320,9 +387,12 @@ class ExtractionModel(nn.Module, ABC):
         Parameters
         ----------
         texts : sequence of str
-            May be empty. Texts that are longer than the model reads are cut, with one warning.
-        threshold : float or None
-            What all scores of a triple must exceed; None: 0, for which the models are trained.
+            May be empty. Texts that are longer than the model reads at once are read in overlapping
+            windows, with one warning for all (:func:`lib.extraction.training.predict`).
+        threshold : float, two of them, or None
+            What all scores of a triple must exceed, or those of each kind of table
+            (:data:`lib.extraction.thresholds.Threshold`); None: what `decoding` says, 0 where the
+            model was not calibrated.
         batch_size : int
             Texts at a time.
         device : str, torch.device or None
@@ -346,7 +416,7 @@ class ExtractionModel(nn.Module, ABC):
         found = predict(
             self,
             texts,
-            threshold=0.0 if threshold is None else threshold,
+            threshold=threshold,
             batch_size=batch_size,
             device=device,
         )
@@ -458,6 +528,7 @@ class ExtractionModel(nn.Module, ABC):
             "options": asdict(self.options),
             "dtype": str(next(self.parameters()).dtype).removeprefix("torch."),
             "encoder": {"kind": self.encoder.kind, **self.encoder.describe()},
+            "decoding": asdict(self.decoding),
         }
         text = json.dumps(config, indent=2, ensure_ascii=False) + "\n"
         write_atomically(folder / "config.json", lambda file: file.write(text.encode()))
@@ -512,7 +583,13 @@ class ExtractionModel(nn.Module, ABC):
         kind = config.get("model", cls.__name__ if cls.unnamed_folders else None)
         if kind != cls.__name__:
             raise ValueError(f"expected a model {cls.__name__!r}, got {kind!r}")
-        for name, expected in (("relations", list), ("options", dict), ("encoder", dict)):
+        config = {"decoding": {}, **config}  # folders of former versions have none
+        for name, expected in (
+            ("relations", list),
+            ("options", dict),
+            ("encoder", dict),
+            ("decoding", dict),
+        ):
             if not isinstance(config.get(name), expected):
                 kind = {list: "list", dict: "object"}[expected]
                 raise ValueError(f"{name} must be a JSON {kind}, got {config.get(name)!r}")
@@ -528,8 +605,10 @@ class ExtractionModel(nn.Module, ABC):
             raise ValueError(f"the encoder's kind must be one of {', '.join(_KINDS)}, got {kind!r}")
         _check_options("options", config["options"], asdict(cls.options_class()))
         _check_options("encoder", description, _KINDS[kind].described)
+        _check_options("decoding", config["decoding"], asdict(Decoding()))
         encoder = _KINDS[kind].load(folder / "encoder", description)
         model = cls(encoder, config["relations"], cls.options_class(**config["options"]))
+        model.decoding = Decoding(**config["decoding"])
         return model.to(getattr(torch, dtype))
 
 

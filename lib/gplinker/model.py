@@ -8,11 +8,11 @@ from typing import Any, ClassVar, Literal, Self
 import torch
 from torch import Tensor
 
-from lib._checks import check_threshold
 from lib.divergence import r_drop, zlpr_divergence
 from lib.extraction.alignment import TokenTriple
 from lib.extraction.encoders import Encoder
 from lib.extraction.model import ExtractionModel, Item, ModelOptions, batches_by_length
+from lib.extraction.thresholds import Threshold, both_thresholds
 from lib.extraction.triples import Triple
 from lib.global_pointer import EfficientGlobalPointer, GlobalPointer
 from lib.gplinker.decoding import best_spans, decode_blocks
@@ -72,6 +72,7 @@ class GPLinker(ExtractionModel):
     """
 
     options_class: ClassVar[type[ModelOptions]] = PointerOptions
+    tables: ClassVar[tuple[str, ...]] = ("subject", "object", "head link", "tail link")
     unnamed_folders = True  # those of version 0.1, when there was no other model
     options: PointerOptions
 
@@ -237,9 +238,9 @@ class GPLinker(ExtractionModel):
 
     @torch.no_grad()
     def extract_scored(
-        self, items: Sequence[Item], *, threshold: float = 0.0
+        self, items: Sequence[Item], *, threshold: Threshold = 0.0
     ) -> list[tuple[tuple[Triple, float], ...]]:
-        """Find the triples of texts, each with its confidence.
+        """Find the triples of texts, each with its least score.
 
         The model works in evaluation mode, on its own device, through the items by length in
         batches bounded by what the pointers hold; then it returns to the mode it was in. The tables
@@ -249,26 +250,41 @@ class GPLinker(ExtractionModel):
         ----------
         items : sequence of Item
             As of :meth:`prepare`; their triples are not looked at.
-        threshold : float
-            What all four scores of a triple must exceed; finite.
+        threshold : float or two of them
+            What all four scores of a triple must exceed, or those of its spans and those of its
+            links; finite.
 
         Returns
         -------
         list of tuples of (Triple, float)
             One per item, in the same order. The number is the smallest of the triple's four
-            scores, above the threshold. At most 128 subjects and objects are considered per text,
+            scores. At most 128 subjects and objects are considered per text,
             those with the highest scores.
         """
-        check_threshold("threshold", threshold)
+        thresholds = both_thresholds(threshold)
         found: list[tuple[tuple[Triple, float], ...]] = [()] * len(items)
         with self.evaluating() as device:
             for indices in self._batches(items):
                 batch = self.collate_texts([items[i] for i in indices])
                 batch = {name: value.to(device) for name, value in batch.items()}
-                decoded = self._decode(threshold, **batch)
+                decoded = self._decode(thresholds, **batch)
                 for i, triples in zip(indices, decoded, strict=True):
                     found[i] = self.in_characters(items[i], triples)
         return found
+
+    def _says(self, hidden: Tensor, cells: Tensor, triple: TokenTriple) -> list[float]:
+        t = triple
+        scores = []
+        for pointer, table, row, column in (
+            (self.entities, 0, t.subject_head, t.subject_tail),
+            (self.entities, 1, t.object_head, t.object_tail),
+            (self.head_links, t.relation, t.subject_head, t.object_head),
+            (self.tail_links, t.relation, t.subject_tail, t.object_tail),
+        ):
+            (i, j) = (torch.tensor([at], device=hidden.device) for at in (row, column))
+            (block,) = pointer.blocks(hidden, [i], [j])
+            scores.append(block[table].item())
+        return scores
 
     def _batches(self, items: Sequence[Item]) -> list[list[int]]:
         """Group the indices of items of similar length, longest first."""
@@ -281,11 +297,12 @@ class GPLinker(ExtractionModel):
         return 2 * tables * length * size + 3 * length**2
 
     def _decode(
-        self, threshold: float, *, cells: Tensor, **inputs: Tensor
+        self, thresholds: tuple[float, float], *, cells: Tensor, **inputs: Tensor
     ) -> list[list[tuple[TokenTriple, float]]]:
         """Find spans, then score the links between them."""
+        of_spans, of_links = thresholds
         hidden = self.encoder(**inputs)
-        found = self.entities.spans(hidden, cells, threshold=threshold)
+        found = self.entities.spans(hidden, cells, threshold=of_spans)
         each = torch.bincount(found.cells[:, 0] * 2 + found.cells[:, 1], minlength=2 * len(cells))
         spans = torch.split(found.cells[:, 2:], each.tolist())
         scores = torch.split(found.scores, each.tolist())
@@ -298,7 +315,7 @@ class GPLinker(ExtractionModel):
             for end, pointer in enumerate((self.head_links, self.tail_links))
         )
         return [
-            decode_blocks(*subject, *object_, head, tail, threshold=threshold)
+            decode_blocks(*subject, *object_, head, tail, threshold=of_links)
             for subject, object_, head, tail in zip(subjects, objects, heads, tails, strict=True)
         ]
 

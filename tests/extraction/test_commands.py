@@ -7,6 +7,7 @@ import math
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 import warnings
@@ -26,6 +27,7 @@ from lib.extraction.commands import extractor_commands
 from lib.extraction.corpora import read_jsonl, write_jsonl
 from lib.extraction.inputs import Lines, in_chunks, read_inputs
 from lib.extraction.records import read_record
+from lib.extraction.thresholds import Decoding
 from lib.extraction.training import Settings, predict
 from lib.extraction.triples import Example, Span, Triple
 from lib.gplinker.__main__ import main as gplinker
@@ -118,7 +120,8 @@ def test_evaluate_writes_what_it_counts_by_the_rule_asked_for(trained, data, tmp
             assert result.exit_code == 0, (result.output, result.exception)
             assert result.stdout.startswith(f"match: {match} ")
             report = json.loads(file.read_text())
-            assert (report["match"], report["split"], report["threshold"]) == (match, "gold", 0.0)
+            assert (report["match"], report["split"]) == (match, "gold")
+            assert report["threshold"] == [0.0, 0.0]
             assert (report["tp"], report["predicted"], report["gold"]) == (match in right, 1, 1)
 
     recorded = read_record(out / "record.json").scores["test"]
@@ -129,6 +132,61 @@ def test_evaluate_writes_what_it_counts_by_the_rule_asked_for(trained, data, tmp
 
     nowhere = call("evaluate", "--model", out, "--data", data, "--json", tmp_path / "no" / "file")
     one_line(nowhere, "--json: no such folder")
+
+
+def test_evaluate_writes_a_page_of_errors(trained, tmp_path):
+    out, _ = trained
+    ends = Span(0, 2), Span(7, 10)
+    gold = tuple(Triple(ends[0], relation, ends[1]) for relation in ("knows", "author of"))
+    write_jsonl(tmp_path / "gold.jsonl", [Example("one", "Bo met Ada", gold)])
+    page = tmp_path / "errors.html"
+    result = call("evaluate", "--model", out, "--data", tmp_path / "gold.jsonl", "--errors", page)
+    assert result.exit_code == 0, (result.output, result.exception)
+    text = page.read_text("utf-8")
+    assert text.startswith("<!doctype html>")
+    assert "1 of 1 texts have an error: 1 triples were missed, 0 found" in text
+    (row,) = re.findall(r'<tr class="missed">.*', text)
+    assert re.search(r'author of<td>Ada<td>ends 9.00, <span class="no">verb -\d', row)
+    assert "Errors on gold, test" in text
+    nowhere = call("evaluate", "--model", out, "--data", "x", "--errors", tmp_path / "no" / "file")
+    one_line(nowhere, "--errors: no such folder")
+
+
+def test_calibrate_says_what_it_chose_and_writes_it_only_when_told(trained, tmp_path):
+    """Of a model whose scores are all lower than those that it was trained with."""
+    out = tmp_path / "run"
+    shutil.copytree(trained[0], out)
+    write_jsonl(tmp_path / "dev.jsonl", map(sentence, range(200)))
+    model = Toy.load(out)
+    with torch.no_grad():
+        model.head.bias -= 2.5
+    model.save(out / "best")
+    words = ["--model", out, "--data", tmp_path]
+    plain = call("evaluate", *words, "--split", "dev").stdout
+
+    said = call("calibrate", *words)
+    assert said.exit_code == 0, (said.output, said.exception)
+    assert said.stdout.startswith("threshold  precision  recall      F1\n")
+    assert "gain in F1 on sentences that did not choose: " in said.stdout
+    assert Toy.load(out).decoding == Decoding()
+    written = call("calibrate", *words, "--write")
+    assert written.stdout == said.stdout + f"written to {out / 'best'}\n"
+    decoding = Toy.load(out).decoding
+    assert decoding.threshold[0] < 0
+
+    now = call("evaluate", *words, "--split", "dev")
+    (chosen, _) = decoding.threshold
+    assert now.stderr == f"threshold {chosen:g}, as calibrated\n"
+    assert now.stdout != plain
+    assert call("evaluate", *words, "--split", "dev", "--threshold", "0").stdout == plain
+    both = call("evaluate", *words, "--split", "dev", "--threshold", f"{chosen!r},{chosen!r}")
+    assert (both.stdout, both.stderr) == (now.stdout, "")
+
+    (out / "checkpoint.pt").touch()
+    one_line(call("calibrate", *words, "--write"), "the run in", "is not finished")
+    assert call("calibrate", *words).stdout == said.stdout
+    for wrong in ("much", "1,", "1,2,3"):
+        one_line(call("evaluate", *words, "--threshold", wrong), "threshold must be", "got")
 
 
 def test_predict_reads_text_and_json_and_writes_our_format(trained, tmp_path):

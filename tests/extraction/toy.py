@@ -10,6 +10,8 @@ import os
 import re
 import signal
 from collections import Counter
+from dataclasses import asdict
+from math import inf
 from pathlib import Path
 
 import click
@@ -19,7 +21,9 @@ from torch import nn
 from lib.extraction.alignment import LONG_TEXT, WINDOW, Losses
 from lib.extraction.commands import extractor_commands
 from lib.extraction.folders import model_folder
+from lib.extraction.found import Candidate
 from lib.extraction.records import write_atomically
+from lib.extraction.thresholds import Decoding, both_thresholds
 from lib.extraction.triples import Corpus, Example, Span, Triple
 from lib.extraction.windows import windows
 
@@ -64,9 +68,12 @@ def toy_corpus(train=37, dev=12, test=12, **changes):
 
 
 class Toy(nn.Module):
+    tables = ("ends", "verb")
+
     def __init__(self, words, relations, dropout):
         super().__init__()
         self.words, self.relations, self.dropout = list(words), tuple(relations), dropout
+        self.decoding = Decoding()
         self.embedding = nn.Embedding(len(self.words) + 1, 16)
         self.head = nn.Linear(16, len(self.relations))
 
@@ -126,12 +133,30 @@ class Toy(nn.Module):
 
     def extract_scored(self, items, *, threshold=0.0):
         assert not self.training
+        threshold = max(both_thresholds(threshold))
         logits = self.logits(self.collate(items)["ids"].to(self.head.weight.device)).tolist()
         return [
             tuple(
                 (Triple(Span(*item.spans[0]), relation, Span(*item.spans[-1])), score)
                 for relation, score in zip(self.relations, row, strict=True)
                 if score > threshold and len(item) > 1
+            )
+            for item, row in zip(items, logits, strict=True)
+        ]
+
+    def candidates(self, items, *, floor):
+        return [
+            tuple(Candidate(triple, -inf, score) for triple, score in found)
+            for found in self.extract_scored(items, threshold=floor)
+        ]
+
+    def table_scores(self, items):
+        logits = self.logits(self.collate(items)["ids"].to(self.head.weight.device)).tolist()
+        return [
+            tuple(
+                (Triple(Span(*item.spans[0]), relation, Span(*item.spans[-1])), (9.0, score))
+                for relation, score in zip(self.relations, row, strict=True)
+                if relation in item.relations
             )
             for item, row in zip(items, logits, strict=True)
         ]
@@ -145,6 +170,7 @@ class Toy(nn.Module):
     def save(self, folder):
         folder.mkdir(exist_ok=True)
         config = {"words": self.words, "relations": self.relations, "dropout": self.dropout}
+        config["decoding"] = asdict(self.decoding)
         text = json.dumps(config).encode()
         write_atomically(folder / "config.json", lambda file: file.write(text))
         write_atomically(folder / "weights.pt", lambda file: torch.save(self.state_dict(), file))
@@ -154,7 +180,10 @@ class Toy(nn.Module):
         folder = model_folder(folder)
         if not (folder / "weights.pt").is_file():
             raise FileNotFoundError(f"{folder}: expected a saved model, but it has no weights.pt")
-        model = cls(**json.loads((Path(folder) / "config.json").read_text()))
+        config = json.loads((Path(folder) / "config.json").read_text())
+        decoding = Decoding(**config.pop("decoding"))
+        model = cls(**config)
+        model.decoding = decoding
         model.load_state_dict(torch.load(folder / "weights.pt"))
         return model
 

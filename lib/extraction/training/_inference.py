@@ -1,11 +1,11 @@
 """Use a model: extract from texts, and score what it extracts."""
 
-import math
 import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Hashable, Iterable, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -13,8 +13,10 @@ import torch
 from lib._checks import check_threshold
 from lib._extras import needs
 from lib.extraction.alignment import LONG_TEXT, WINDOW, Losses
+from lib.extraction.calibration import Candidates
 from lib.extraction.corpora import describe_unknown
-from lib.extraction.metrics import Match, Scores, evaluate_triples
+from lib.extraction.metrics import Match, Scores, evaluate_triples, triple_key
+from lib.extraction.thresholds import Threshold, both_thresholds
 from lib.extraction.training._protocol import Extractor
 from lib.extraction.training._report import report_losses
 from lib.extraction.triples import Example, Triple
@@ -30,6 +32,7 @@ __all__ = [
     "LostTripleWarning",
     "UnknownRelationWarning",
     "evaluate",
+    "find_candidates",
     "make_accelerator",
     "predict",
     "score_items",
@@ -55,7 +58,7 @@ def evaluate(
     *,
     match: Match = "exact",
     batch_size: int = 32,
-    threshold: float = 0.0,
+    threshold: Threshold | None = None,
     progress: bool = False,
 ) -> Scores:
     """Extract from the examples' texts and compare with their triples.
@@ -74,8 +77,9 @@ def evaluate(
         As in `lib.extraction.metrics.evaluate_triples`.
     batch_size : int
         Sentences at a time.
-    threshold : float
-        What all scores of a triple must exceed; finite.
+    threshold : float, two of them, or None
+        What all scores of a triple must exceed, or those of each kind of table; finite. None: what
+        the model's `decoding` says.
     progress : bool
         Show a bar on standard error if that is a terminal.
 
@@ -89,16 +93,73 @@ def evaluate(
     ValueError
         If there is no example, or the threshold is not finite.
     """
-    check_threshold("threshold", threshold)
-    if not examples:
-        raise ValueError("expected at least one example to evaluate, got none")
-    _warn_of_relations(examples, model.relations)
-    items, losses = model.prepare(examples)
-    lost = report_losses(losses, sum(len(example.triples) for example in examples))
-    if lost and make_accelerator().is_main_process:
-        warnings.warn(lost, LostTripleWarning, stacklevel=2)
-    warn_of_long_texts(losses, len(examples))
-    return score_items(model, examples, items, match, batch_size, progress, threshold)
+    both = both_thresholds(model.decoding.threshold if threshold is None else threshold)
+    items = _prepare_labelled(model, examples)
+    return score_items(model, examples, items, match, batch_size, progress, both)
+
+
+def find_candidates(
+    model: Extractor,
+    examples: Sequence[Example],
+    *,
+    floor: float,
+    match: Match = "exact",
+    symmetric: Collection[str] = (),
+    batch_size: int = 32,
+    progress: bool = False,
+) -> list[Candidates]:
+    """Find out what of the examples' triples is found at which threshold.
+
+    What `evaluate` counts at a threshold from `floor` on is what
+    `lib.extraction.calibration.counts_at` counts of the result. It warns as `evaluate` does.
+
+    Parameters
+    ----------
+    model : Extractor
+        Moved to the device that computes.
+    examples : sequence of Example
+        At least one.
+    floor : float
+        The least threshold that is of interest; finite. The lower it is, the more is found.
+    match, symmetric
+        As in `lib.extraction.metrics.evaluate_triples`.
+    batch_size : int
+        Sentences at a time.
+    progress : bool
+        Show a bar on standard error if that is a terminal.
+
+    Returns
+    -------
+    list of Candidates
+        One per example, in order; the same in every process.
+
+    Raises
+    ------
+    ValueError
+        If there is no example, or `floor` is not finite.
+    """
+    check_threshold("floor", floor)
+    items = _prepare_labelled(model, examples)
+    owners = [item.example for item in items]
+    read = partial(model.candidates, floor=floor)
+    found = _extract(model, items, owners, batch_size, progress, read)
+    sentences = []
+    for index, example in enumerate(examples):
+        key = triple_key(match, example.text, symmetric)
+        gold = {key(triple) for triple in example.triples}
+        ranges: dict[Hashable, list[tuple[float, float]]] = {}
+        for triple, low, score in found[index]:
+            ranges.setdefault(key(triple), []).append((low, score))
+        joined = [(name, *pair) for name, pairs in ranges.items() for pair in _joined(pairs)]
+        sentences.append(
+            Candidates(
+                tuple(score for _, _, score in joined),
+                tuple(name in gold for name, _, _ in joined),
+                len(gold),
+                tuple(low for _, low, _ in joined),
+            )
+        )
+    return sentences
 
 
 def predict(
@@ -106,7 +167,7 @@ def predict(
     texts: Sequence[str | Example],
     *,
     batch_size: int = 32,
-    threshold: float = 0.0,
+    threshold: Threshold | None = None,
     device: str | torch.device | None = None,
     progress: bool = False,
     failed: dict[int, Exception] | None = None,
@@ -127,8 +188,9 @@ def predict(
         May be empty. Of an example only the text is read; it says where its text comes from.
     batch_size : int
         Sentences at a time.
-    threshold : float
-        What all scores of a triple must exceed; finite.
+    threshold : float, two of them, or None
+        What all scores of a triple must exceed, or those of each kind of table; finite. None: what
+        the model's `decoding` says.
     device : str, torch.device or None
         Where to compute; None: CUDA where it is, else the CPU.
     progress : bool
@@ -143,16 +205,17 @@ def predict(
     Returns
     -------
     list of tuple of (Triple, float)
-        One tuple per text, in order; the number is the confidence, above 0.5 and at most 1 if the
-        threshold is 0: the logistic function of the smallest score that had to exceed it. It orders
-        triples; it is not the probability that a triple is right. The same in every process.
+        One tuple per text, in order; the number is the confidence that the model's `decoding` makes
+        of the smallest score that had to exceed the threshold. Of a model that was not calibrated
+        it is above 0.5 and at most 1 if the threshold is 0, and orders triples; it is not the
+        probability that a triple is right. The same in every process.
 
     Raises
     ------
     ValueError
         If the threshold is not finite.
     """
-    check_threshold("threshold", threshold)
+    both = both_thresholds(model.decoding.threshold if threshold is None else threshold)
     examples = [
         replace(text, triples=()) if isinstance(text, Example) else Example(str(n), text)
         for n, text in enumerate(texts)
@@ -168,9 +231,13 @@ def predict(
         warn_of_long_texts(losses, len(texts))
     else:
         long.include(losses)
-    found = _extract(model, items, owners, batch_size, progress, threshold, device, failed)
+    read = partial(model.extract_scored, threshold=both)
+    found = _extract(model, items, owners, batch_size, progress, read, device, failed)
     return [
-        tuple((triple, 1 / (1 + math.exp(-score))) for triple, score in found.get(index, ()))
+        tuple(
+            (triple, model.decoding.confidence(score))
+            for triple, score in _best(found.get(index, ())).items()
+        )
         for index in range(len(texts))
     ]
 
@@ -182,24 +249,53 @@ def score_items(
     match: Match,
     batch_size: int,
     progress: bool,
-    threshold: float = 0.0,
+    threshold: tuple[float, float] = (0.0, 0.0),
 ) -> Scores:
     owners = [item.example for item in items]
-    found = _extract(model, items, owners, batch_size, progress, threshold)
+    read = partial(model.extract_scored, threshold=threshold)
+    found = _extract(model, items, owners, batch_size, progress, read)
     return evaluate_triples(
         [example.triples for example in examples],
-        [[triple for triple, _ in found[index]] for index in range(len(examples))],
+        [list(_best(found[index])) for index in range(len(examples))],
         texts=[example.text for example in examples],
         match=match,
     )
 
 
-def _warn_of_relations(examples: Sequence[Example], known: Sequence[str]) -> None:
-    """Say once, in one process, which relations the model cannot name."""
-    unknown = describe_unknown(examples, known)
-    if unknown and make_accelerator().is_main_process:
-        message = f"{unknown} counted as missed: the model does not know it"
-        warnings.warn(message, UnknownRelationWarning, stacklevel=3)
+def _prepare_labelled(model: Extractor, examples: Sequence[Example]) -> list[Any]:
+    """Prepare texts whose triples are to be found; say once, in one process, which cannot be."""
+    if not examples:
+        raise ValueError("expected at least one example to evaluate, got none")
+    unknown = describe_unknown(examples, model.relations)
+    items, losses = model.prepare(examples)
+    lost = report_losses(losses, sum(len(example.triples) for example in examples))
+    if make_accelerator().is_main_process:
+        if unknown:
+            message = f"{unknown} counted as missed: the model does not know it"
+            warnings.warn(message, UnknownRelationWarning, stacklevel=3)
+        if lost:
+            warnings.warn(lost, LostTripleWarning, stacklevel=3)
+    warn_of_long_texts(losses, len(examples))
+    return items
+
+
+def _best(found: Iterable[tuple[Triple, float]]) -> dict[Triple, float]:
+    """Return each triple once, with its best score: windows of one text overlap."""
+    best: dict[Triple, float] = {}
+    for triple, score in found:
+        best[triple] = max(score, best.get(triple, score))
+    return best
+
+
+def _joined(ranges: Iterable[tuple[float, float]]) -> list[tuple[float, float]]:
+    """Return the union of ranges ``[low, high)`` as ranges of which no two touch."""
+    joined: list[tuple[float, float]] = []
+    for low, high in sorted(ranges):
+        if joined and low <= joined[-1][1]:
+            joined[-1] = joined[-1][0], max(high, joined[-1][1])
+        else:
+            joined.append((low, high))
+    return joined
 
 
 def warn_of_long_texts(losses: Losses, texts: int) -> None:
@@ -247,14 +343,15 @@ def _extract(
     owners: Sequence[int],
     batch_size: int,
     progress: bool,
-    threshold: float,
+    read: Callable[[list[Any]], Sequence[Sequence[Any]]],
     device: str | torch.device | None = None,
     failed: dict[int, Exception] | None = None,
-) -> dict[int, list[tuple[Triple, float]]]:
+) -> dict[int, list[Any]]:
     """Extract in batches of similar length, every process its share, and gather by text.
 
-    `owners` are the indices of the items' texts. A batch in which something fails is done again
-    item by item, if `failed` is there to receive, by text, what fails then.
+    `owners` are the indices of the items' texts. `read` returns what is found, for each item of a
+    batch. A batch in which something fails is done again item by item, if `failed` is there to
+    receive, by text, what fails then.
     """
     with needs("extraction"):
         from accelerate.utils import gather_object
@@ -268,37 +365,35 @@ def _extract(
     model.to(where)
     model.train(False)
     shown = progress and accelerator.is_main_process
-    found: list[tuple[int, tuple[tuple[Triple, float], ...] | Exception]] = []
+    found: list[tuple[int, Sequence[Any] | Exception]] = []
     with torch.no_grad(), half:
         for batch in tqdm(mine, "extract", disable=None if shown else True, leave=False):
             try:
-                scored = model.extract_scored([items[i] for i in batch], threshold=threshold)
-                found += zip(batch, scored, strict=True)
+                found += zip(batch, read([items[i] for i in batch]), strict=True)
             except Exception:  # whatever one text of the batch makes a model raise
                 if failed is None:
                     raise
-                found += [(i, _extract_one(model, items[i], threshold)) for i in batch]
-    best: dict[int, dict[Triple, float]] = {}
+                found += [(i, _extract_one(read, items[i])) for i in batch]
+    by_text: dict[int, list[Any]] = {}
     for index, result in sorted(gather_object(found), key=lambda pair: pair[0]):
-        of_text = best.setdefault(owners[index], {})
+        of_text = by_text.setdefault(owners[index], [])
         if isinstance(result, Exception):
             assert failed is not None
             failed[owners[index]] = result
         else:
-            for triple, score in result:  # windows overlap: what several find counts once
-                of_text[triple] = max(score, of_text.get(triple, score))
-    return {text: list(of_text.items()) for text, of_text in best.items()}
+            of_text += result
+    return by_text
 
 
 def _extract_one(
-    model: Extractor, item: Any, threshold: float
-) -> tuple[tuple[Triple, float], ...] | Exception:
-    """Return the triples of one item, or what was raised for it."""
+    read: Callable[[list[Any]], Sequence[Sequence[Any]]], item: Any
+) -> Sequence[Any] | Exception:
+    """Return what is found in one item, or what was raised for it."""
     try:
-        (triples,) = model.extract_scored([item], threshold=threshold)
+        (found,) = read([item])
     except Exception as error:  # whatever one text makes a model raise
         return error
-    return triples
+    return found
 
 
 def make_accelerator() -> "Accelerator":

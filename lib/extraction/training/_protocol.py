@@ -2,12 +2,14 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol, Self
+from typing import Any, ClassVar, Protocol, Self
 
 import torch
 from torch import Tensor
 
 from lib.extraction.alignment import Losses
+from lib.extraction.found import Candidate
+from lib.extraction.thresholds import Decoding, Threshold
 from lib.extraction.triples import Example, Triple
 
 __all__ = ["Extractor"]
@@ -16,10 +18,14 @@ __all__ = ["Extractor"]
 class Extractor(Protocol):
     """What a model must offer to be trained here. All are ``torch.nn.Module`` subclasses.
 
-    `relations` are the relations that the model can name, in its own order.
+    `relations` are the relations that the model can name, in its own order; `decoding` says how it
+    reads its scores where nothing else is said. `save` and `load` keep both. `tables` name what
+    must say yes to a triple: first those of what is found first, then as many of what joins it.
     """
 
+    tables: ClassVar[tuple[str, ...]]
     relations: tuple[str, ...]
+    decoding: Decoding
 
     @classmethod
     def create(
@@ -58,9 +64,15 @@ class Extractor(Protocol):
         """Return a batch: the keyword arguments of ``forward``, all tensors."""
 
     def extract_scored(
-        self, items: list[Any], *, threshold: float = 0.0
+        self, items: list[Any], *, threshold: Threshold = 0.0
     ) -> list[tuple[tuple[Triple, float], ...]]:
-        """Return the triples of each item, each with the least score, above the threshold."""
+        """Return the triples of each item, each with its least score, above the threshold."""
+
+    def candidates(self, items: list[Any], *, floor: float) -> list[tuple[Candidate, ...]]:
+        """Return what `extract_scored` gives at any threshold from `floor` on, and at which."""
+
+    def table_scores(self, items: list[Any]) -> list[tuple[tuple[Triple, tuple[float, ...]], ...]]:
+        """Return what each of `tables` says to the triples that an item itself has."""
 
     def parameter_groups(
         self, lr: float, head_lr: float, weight_decay: float

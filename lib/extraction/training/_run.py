@@ -31,6 +31,7 @@ from lib.extraction.records import (
     write_atomically,
     write_record,
 )
+from lib.extraction.thresholds import Decoding
 from lib.extraction.training._inference import make_accelerator, score_items
 from lib.extraction.training._protocol import Extractor
 from lib.extraction.training._report import report_split
@@ -312,6 +313,7 @@ class _Run:
         lengths = [len(item) for item in items["train"]]
         self.steps_per_epoch = math.ceil(len(lengths) / settings.batch_size)
         self.say_doubts_of_settings()
+        self.model.decoding = Decoding()  # another one was fitted to the weights as they were
         if saved is not None:
             self.model.load_state_dict(saved["model"])
         optimizer = torch.optim.AdamW(
