@@ -19,6 +19,8 @@ CELL = (
     '<div class="cell_output"><pre>{output}</pre>{more}</div></div>'
 )
 
+CAPTION = f"<figure><figcaption>{WORDS} {WORDS} {WORDS} and some more letters</figcaption></figure>"
+
 
 def measured(html, key="eq:key"):
     """Return the measures of a page that ends with the marked passage and the main formula."""
@@ -59,6 +61,8 @@ def test_nothing_but_the_result():
         (CELL.format(code="x" * 77, output="y" * 78, more=""), {"wide": 2}),
         (CELL.format(code="x" * 76, output="y", more=""), {"wide": 0}),
         (CELL.format(code="", output="", more="<table><td>1 2</td></table>"), {"to result": 1}),
+        # A caption is words, no line of an output and no prose.
+        (CELL.format(code="", output="", more=CAPTION), {"words": 21, "wide": 0, "to result": 1}),
         # A picture ends a run, also in an output, also one that can be moved.
         (f"<p>{WORDS} six</p><img>", {"run": 6, "to formula": 7, "unseen": 0, "formulas": 1.0}),
         (CELL.format(code="", output="", more="<img>"), {"unseen": 0}),

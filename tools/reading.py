@@ -10,7 +10,7 @@ check fails where a page is worse than its budget and than that record: a page m
 What is counted how:
 
 words
-    of the article, with code and output; a formula, in the line or displayed, is one word.
+    of the article, with code, output and captions; a formula, inline or displayed, is one word.
 to result, to formula
     words of prose before the end of the passage that is marked ``<span class="key-result">``, and
     before the formula whose label the table names; 0 of the first kind is the best.
@@ -95,7 +95,8 @@ def pieces(node: Tag, kind: str = "prose") -> Iterator[Piece]:
             elif child.name == "pre":
                 yield "output", child.get_text()
             else:
-                yield from pieces(child, "output" if "cell_output" in classes else kind)
+                inside = "caption" if child.name == "figcaption" else kind
+                yield from pieces(child, "output" if "cell_output" in classes else inside)
                 if "key-result" in classes:
                     yield "result", ""
         elif type(child) is NavigableString and child.strip():
