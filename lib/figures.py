@@ -22,6 +22,7 @@ Decisions, and why:
 '#0072b2'
 """
 
+from collections.abc import Iterable, Sequence
 from typing import Final
 
 from lib._extras import needs
@@ -34,7 +35,7 @@ with needs("book"):
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["COLOURS", "SVG_OPTIONS", "label_line", "panels", "use_house_style"]
+__all__ = ["COLOURS", "SVG_OPTIONS", "label_line", "panels", "token_table", "use_house_style"]
 
 WIDTH_INCHES: Final = 4.8
 PANEL_HEIGHT_INCHES: Final = 2.8
@@ -211,3 +212,85 @@ def label_line(
         verticalalignment="center",
         annotation_clip=False,
     )
+
+
+def token_table(
+    axes: Axes,
+    tokens: Sequence[str],
+    cells: Iterable[tuple[int, int]],
+    *,
+    texts: Sequence[str] = (),
+    title: str = "",
+    triangle: bool = False,
+    rows: bool = True,
+    columns: bool = True,
+) -> None:
+    """Draw the table of all pairs of tokens, with some of its cells filled.
+
+    Rows are the first token of a pair, columns the second.
+
+    Parameters
+    ----------
+    axes
+        Empty axes.
+    tokens
+        The tokens, at least one.
+    cells
+        The filled cells, as pairs of positions in `tokens`.
+    texts
+        What to write beside each cell, to its right, or to its left where the right has no room;
+        one for each cell, or none.
+    title
+        Written above.
+    triangle
+        Shade what lies below the diagonal: a span does not end before it begins.
+    rows, columns
+        Write the tokens beside the rows and below the columns.
+
+    Raises
+    ------
+    ValueError
+        If there is no token, a cell lies outside the table, or there are texts and not one for
+        each cell.
+
+    Examples
+    --------
+    >>> figure, (axes,) = panels()
+    >>> token_table(axes, ["Ada", "Lin", "wrote"], [(0, 1)], texts=["2.5"], triangle=True)
+    >>> [label.get_text() for label in axes.get_yticklabels()]
+    ['Ada', 'Lin', 'wrote']
+    >>> axes.texts[0].get_text()
+    '2.5'
+    """
+    cells, n = list(cells), len(tokens)
+    if not n:
+        raise ValueError("tokens: expected at least one token, got none")
+    if outside := [cell for cell in cells if not (0 <= cell[0] < n and 0 <= cell[1] < n)]:
+        raise ValueError(f"cells: expected positions from 0 to {n - 1}, got {outside[0]}")
+    if texts and len(texts) != len(cells):
+        raise ValueError(f"texts: expected one for each of {len(cells)} cells, got {len(texts)}")
+    if triangle:
+        for i in range(1, n):
+            axes.add_patch(mpl.patches.Rectangle((0, i), i, 1, color="#dddddd", linewidth=0))
+    for i, j in cells:
+        axes.add_patch(mpl.patches.Rectangle((j, i), 1, 1, color=COLOURS["blue"], linewidth=0))
+    for (i, j), text in zip(cells, texts, strict=False):
+        left = j > n / 2
+        axes.text(
+            j - 0.2 if left else j + 1.2,
+            i + 0.55,
+            text,
+            ha="right" if left else "left",
+            va="center",
+            fontsize=9,
+            bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.6},
+        )
+    axes.set(xlim=(0, n), ylim=(n, 0), aspect="equal", title=title)
+    places = [k + 0.5 for k in range(n)]
+    axes.set_xticks(places, tokens if columns else [""] * n, rotation=90, fontsize=8)
+    axes.set_yticks(places, tokens if rows else [""] * n, fontsize=8)
+    axes.tick_params(length=0)
+    axes.hlines(range(n + 1), 0, n, color="#cccccc", linewidth=0.5)
+    axes.vlines(range(n + 1), 0, n, color="#cccccc", linewidth=0.5)
+    for side in axes.spines.values():
+        side.set_visible(False)

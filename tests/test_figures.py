@@ -173,6 +173,41 @@ def test_label_refuses():
         figures.label_line(axes, "far", at=2)
 
 
+def test_a_table_of_tokens_fills_its_cells_and_writes_beside_them():
+    _, (axes,) = figures.panels()
+    figures.token_table(axes, ["a", "b", "c"], [(0, 0), (1, 2)], texts=["1", "2"], triangle=True)
+    drawn = [(patch.get_xy(), patch.get_width(), patch.get_facecolor()) for patch in axes.patches]
+    grey, blue = (matplotlib.colors.to_rgba(c) for c in ("#dddddd", figures.COLOURS["blue"]))
+    # Below the diagonal one row after the other; then the cells, column first.
+    assert drawn == [((0, 1), 1, grey), ((0, 2), 2, grey), ((0, 0), 1, blue), ((2, 1), 1, blue)]
+    sides = [(text.get_text(), text.get_ha(), text.get_position()[0]) for text in axes.texts]
+    assert sides == [("1", "left", 1.2), ("2", "right", 1.8)]
+    assert axes.yaxis_inverted()
+
+
+def test_a_table_without_names_keeps_its_places():
+    _, (axes,) = figures.panels()
+    figures.token_table(axes, ["a", "b"], [], rows=False, columns=False)
+    for axis in (axes.xaxis, axes.yaxis):
+        assert [label.get_text() for label in axis.get_ticklabels()] == ["", ""]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (([], []), "tokens: expected at least one token, got none"),
+        ((["a"], [(0, 1)]), r"cells: expected positions from 0 to 0, got \(0, 1\)"),
+        ((["a"], [(-1, 0)]), r"cells: expected positions from 0 to 0, got \(-1, 0\)"),
+        ((["a"], [(0, 0)], ["x", "y"]), "texts: expected one for each of 1 cells, got 2"),
+    ],
+)
+def test_a_table_refuses(arguments, message):
+    _, (axes,) = figures.panels()
+    tokens, cells, *texts = arguments
+    with pytest.raises(ValueError, match=message):
+        figures.token_table(axes, tokens, cells, **({"texts": texts[0]} if texts else {}))
+
+
 def test_notebooks_show_svg_with_the_same_options(monkeypatch):
     calls = []
     monkeypatch.setattr("IPython.core.getipython.get_ipython", lambda: object())

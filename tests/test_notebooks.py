@@ -3,10 +3,13 @@
 import json
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import nbformat
 import pytest
+import torch
 
+import conftest
 from tools import notebooks
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -39,6 +42,20 @@ def test_outputs_name_no_place_on_the_author_s_machine(path):
 def test_no_cell_is_left_out_of_the_comparison(path):
     for cell in cells(path):
         assert not {"nbval-ignore-output", "nbval-skip"} & set(cell.metadata.get("tags", []))
+
+
+@pytest.mark.parametrize("cuda", [False, True])
+def test_cells_of_the_device_are_compared_where_it_is_the_cpu(cuda, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
+    collected = [
+        SimpleNamespace(cell=cell, options={"check": True}, get_closest_marker=lambda name: None)
+        for cell in cells(ROOT / "book" / "09_gplinker" / "index.ipynb")
+    ]
+    conftest.pytest_collection_modifyitems(collected)
+    left = [item for item in collected if not item.options["check"]]
+    tagged = [item for item in collected if "device" in item.cell.metadata.get("tags", [])]
+    assert 3 < len(tagged) < len(collected) / 2
+    assert left == (tagged if cuda else [])
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=notebooks.name)

@@ -21,6 +21,7 @@ from lib.gplinker.__main__ import main
 ROOT = Path(__file__).parents[1]
 OWN = (ROOT / "book" / "howto_own_data.md").read_text("utf-8")
 SCALE = (ROOT / "book" / "howto_scale.md").read_text("utf-8")
+LAST = (ROOT / "book" / "09_gplinker" / "index.md").read_text("utf-8")
 TINY_RUN = {"--epochs 60": "--epochs 2", "models/all-MiniLM-L6-v2": "small"}
 
 
@@ -96,6 +97,25 @@ def test_the_snippet_of_the_page_before_runs(folder, monkeypatch, capsys):
     (code,) = blocks(OWN, "python")
     exec(code, {})
     assert "Traceback" not in capsys.readouterr().err
+
+
+def test_what_the_last_chapter_trains_in_earnest_runs(folder, monkeypatch):
+    """The block with a file for the corpus, the small encoder and few epochs; commands parsed."""
+    monkeypatch.chdir(folder)
+    (code,) = blocks(LAST, "python")
+    encoder = "sentence-transformers/all-MiniLM-L6-v2"
+    for full, tiny in (('"webnlg"', '"own.jsonl"'), (encoder, "small"), ("=12", "=2")):
+        assert code.count(full) == 1
+        code = code.replace(full, tiny)
+    exec(code, {})
+    assert len(read_record(folder / "runs" / "earnest" / "record.json").epochs) == 2
+    (shown,) = blocks(LAST, "console")
+    commands = shown.replace("\\\n", " ").splitlines()
+    assert len(commands) == 2
+    for command in commands:
+        _, _, words = command.partition(" -m lib.gplinker ")
+        name, *options = shlex.split(words)
+        main.commands[name].make_context(name, options)
 
 
 def test_the_options_of_the_tuning_table_exist():
