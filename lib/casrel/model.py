@@ -399,6 +399,9 @@ class CasRel(ExtractionModel):
             objects[triple.object_tail, 1].item(),
         ]
 
+    def _relation_rows(self) -> dict[str, int]:
+        return {"objects.weight": 1, "objects.bias": 1}
+
     def _subject_margins(self, hidden: Tensor, cells: Tensor) -> Tensor:
         """Return by how much the tags of subjects exceed their thresholds, ``(B, L, 2)``."""
         power = self.options.power[0]

@@ -6,6 +6,7 @@ traceback: malformed lines (with file and line), a missing model, a folder
 that holds another run, a full disk.
 """
 
+import hashlib
 import json
 import os
 import shlex
@@ -19,6 +20,7 @@ from typing import Any
 
 from lib._extras import needs
 from lib.extraction.alignment import Losses
+from lib.extraction.cards import with_calibration
 from lib.extraction.corpora import load_corpus, trained_relations
 from lib.extraction.encoders import DEFAULT_MAX_LENGTH
 from lib.extraction.errors import errors_page, find_errors
@@ -33,6 +35,7 @@ from lib.extraction.thresholds import both_thresholds
 from lib.extraction.training import (
     Extractor,
     Settings,
+    choose_device,
     evaluate,
     find_candidates,
     make_accelerator,
@@ -74,6 +77,8 @@ _MATCHES: tuple[Match, ...] = ("exact", "text", "partial")  # "typed" asks for t
 
 _CHUNK = 4096  # texts held as tokens at once by predict
 
+_DEFAULT_ENCODER = "small"
+
 _FLOOR = -4.0  # the least threshold that calibrate looks at
 
 # Peak learning rates of encoder and heads for an encoder that is trained from scratch; those of
@@ -108,26 +113,66 @@ def extractor_commands(
     half = len(names_of_tables) // 2
 
     def run_train(
-        data: str, occurrence: Occurrence, encoder: str, out: Path, quiet: bool, **values: Any
+        data: str,
+        occurrence: Occurrence,
+        encoder: str | None,
+        start_from: Path | None,
+        symmetric: tuple[str, ...],
+        out: Path,
+        device: str | None,
+        quiet: bool,
+        **values: Any,
     ) -> None:
         given = {name: values.pop(name) for name in names}
         given = {name: value for name, value in given.items() if value is not None}
         rates = {name: values.pop(name) for name in ("lr", "head_lr")}
-        values |= _FROM_SCRATCH.get(encoder, {})
+        if start_from is not None:
+            told = [*(["encoder"] if encoder else []), *given]
+            if told:
+                raise ValueError(
+                    "--start-from must come without options of a new model, got "
+                    f"--{told[0].replace('_', '-')}: it brings its own"
+                )
+            if model_folder(start_from).resolve() == (out / "best").resolve():
+                raise ValueError(f"--out must be another folder than --start-from, got {out}")
+        if device is not None:
+            choose_device(device)
+        if encoder is None and start_from is None:
+            encoder = _DEFAULT_ENCODER
+            if make_accelerator().is_main_process:
+                click.echo(
+                    f"no --encoder: {encoder}, which knows no word but those of the training "
+                    "sentences; one that has read much text needs far fewer of them",
+                    err=True,
+                )
+        values |= _FROM_SCRATCH.get(encoder or "", {})
         values |= {name: rate for name, rate in rates.items() if rate is not None}
         settings = Settings(**values)
         corpus = _load_corpus(data, occurrence)
         trained_relations(corpus)  # refuses a corpus without any triple
+        if unknown := [name for name in symmetric if name not in corpus.relations]:
+            raise ValueError(
+                f"--symmetric must be one of {', '.join(map(repr, corpus.relations))}, "
+                f"got {unknown[0]!r}"
+            )
         set_seed(settings.seed)
         texts = [example.text for example in corpus.train]
+        about: dict[str, Any] = {"encoder": encoder} if encoder else {}
         if quiet and encoder not in _FROM_SCRATCH:
             with needs("extraction"):
                 from transformers.utils import logging
 
             bars: Any = logging  # untyped
             bars.disable_progress_bar()
-        with one_line_errors(TypeError):  # an option that this encoder does not have
-            model = model_class.create(encoder, corpus.relations, texts=texts, **given)
+        if start_from is not None:
+            about |= {"start_from": str(start_from), "start_sha256": _digest(start_from)}
+            model = model_class.start_from(start_from, corpus.relations)
+        else:
+            assert encoder is not None
+            with one_line_errors(TypeError):  # an option that this encoder does not have
+                model = model_class.create(encoder, corpus.relations, texts=texts, **given)
+        if symmetric:
+            model.symmetric = about["symmetric"] = symmetric
         context = click.get_current_context()
         words = ["train", *map(portable, context.meta["arguments"])]
         record = train(
@@ -135,7 +180,7 @@ def extractor_commands(
             corpus,
             out,
             settings,
-            options={"encoder": encoder, **given},
+            options={**about, **given},
             command=f"{_launcher(program)} {shlex.join(words)}",
             progress=not quiet,
         )
@@ -226,6 +271,8 @@ def extractor_commands(
             click.echo(report)
             if write:
                 loaded.decoding = decoding
+                heading = f"On {corpus.name}, {split}."
+                loaded.card = with_calibration(loaded.card, f"{heading}\n\n{report}")
                 loaded.save(model_folder(model))
                 click.echo(f"written to {model_folder(model)}")
 
@@ -364,10 +411,30 @@ def extractor_commands(
                 occurrence_option,
                 click.Option(
                     ["--encoder"],
-                    required=True,
+                    show_default=_DEFAULT_ENCODER,
                     help="Name or folder of a Hugging Face encoder, or small: from scratch.",
                 ),
+                click.Option(
+                    ["--start-from"],
+                    type=folder,
+                    show_default="none: a new model",
+                    help="Go on from this trained model, with more epochs, other data or new "
+                    "relations.",
+                ),
+                click.Option(
+                    ["--symmetric"],
+                    multiple=True,
+                    show_default="none",
+                    help="A relation that holds both ways or not at all: its triples count as "
+                    "found whichever entity comes first. May be given several times.",
+                ),
                 click.Option(["--out"], required=True, type=folder, help="Folder of this run."),
+                click.Option(
+                    ["--device"],
+                    type=click.Choice(["cpu", "cuda", "mps"]),
+                    show_default="cuda where it is, else cpu",
+                    help="Where to compute.",
+                ),
                 *options,
                 *_settings_options(),
                 quiet_option,
@@ -552,6 +619,18 @@ def _threshold(model: Extractor, given: tuple[float, float] | None) -> tuple[flo
         shown = f"{used[0]:g}" if used[0] == used[1] else "{:g} and {:g}".format(*used)
         click.echo(f"threshold {shown}, as calibrated", err=True)
     return used
+
+
+def _digest(folder: Path) -> str:
+    """Return a digest of the files of a model, so that a run knows what it started from."""
+    if not folder.exists():
+        raise ValueError(f"there is no folder {folder}")
+    found = hashlib.sha256()
+    home = model_folder(folder)
+    for path in sorted(path for path in home.rglob("*") if path.is_file()):
+        found.update(f"{path.relative_to(home).as_posix()}\n".encode())
+        found.update(hashlib.sha256(path.read_bytes()).digest())
+    return found.hexdigest()
 
 
 def _write_text(path: Path, text: str) -> None:

@@ -1,7 +1,7 @@
 """What a model gets wrong, text by text, and which of its tables said no; as data and as a page."""
 
 from collections import Counter
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from html import escape
 
@@ -63,7 +63,6 @@ def find_errors(
     examples: Sequence[Example],
     *,
     match: Match = "exact",
-    symmetric: Collection[str] = (),
     threshold: Threshold | None = None,
     batch_size: int = 32,
 ) -> list[TextErrors]:
@@ -75,8 +74,9 @@ def find_errors(
         Moved to the device that computes.
     examples : sequence of Example
         Their triples are what there is to find.
-    match, symmetric
-        What counts as equal, as in `lib.extraction.metrics.evaluate_triples`.
+    match : {"exact", "text", "partial"}
+        What counts as equal, as in `lib.extraction.metrics.evaluate_triples`; the model's symmetric
+        relations are.
     threshold : float, two of them, or None
         As of `lib.extraction.training.evaluate`.
     batch_size : int
@@ -96,7 +96,7 @@ def find_errors(
     found = predict(model, examples, threshold=both, batch_size=batch_size, long=Losses())
     errors = []
     for example, scored in zip(examples, found, strict=True):
-        key = triple_key(match, example.text, symmetric)
+        key = triple_key(match, example.text, model.symmetric)
         gold = {key(triple): triple for triple in example.triples}
         guesses = {key(triple): (triple, confidence) for triple, confidence in scored}
         missed = [triple for name, triple in gold.items() if name not in guesses]

@@ -112,6 +112,12 @@ class ExtractionModel(nn.Module, ABC):
     decoding : Decoding
         The threshold and the confidence where nothing else is said. Saved and loaded with the
         model; training sets it back, as it belongs to the weights.
+    symmetric : tuple of str
+        The relations that hold both ways or not at all: their triples are scored whichever entity
+        comes first. Saved and loaded with the model.
+    card : str
+        The model card, Markdown for people, which a training run writes and `calibrate` completes.
+        Saved as README.md if it is not empty.
     """
 
     options_class: ClassVar[type[ModelOptions]]
@@ -127,10 +133,14 @@ class ExtractionModel(nn.Module, ABC):
     options: Any
     encoder: Encoder
     decoding: Decoding
+    symmetric: tuple[str, ...]
+    card: str
 
     def __init__(self, encoder: Encoder, relations: Sequence[str], options: ModelOptions) -> None:
         super().__init__()
         self.decoding = Decoding()
+        self.symmetric = ()
+        self.card = ""
         _check_relations(relations)
         self.relations = tuple(relations)
         self.options = options
@@ -493,7 +503,7 @@ class ExtractionModel(nn.Module, ABC):
         ]
 
     def save(self, folder: Path) -> None:
-        """Write the model as a folder: config.json, model.safetensors and encoder/.
+        """Write the model as a folder: config.json, model.safetensors, encoder/ and README.md.
 
         Everything is written into a new folder beside `folder`, which then takes its place. A kill
         or a full disk in the middle leaves the former model as it was, for :meth:`load` to find.
@@ -529,9 +539,12 @@ class ExtractionModel(nn.Module, ABC):
             "dtype": str(next(self.parameters()).dtype).removeprefix("torch."),
             "encoder": {"kind": self.encoder.kind, **self.encoder.describe()},
             "decoding": asdict(self.decoding),
+            "symmetric": list(self.symmetric),
         }
         text = json.dumps(config, indent=2, ensure_ascii=False) + "\n"
         write_atomically(folder / "config.json", lambda file: file.write(text.encode()))
+        if self.card:
+            write_atomically(folder / "README.md", lambda file: file.write(self.card.encode()))
         state = {name: value.contiguous().cpu() for name, value in self.state_dict().items()}
         weights = to_bytes(state, metadata={"format": "pt"})
         write_atomically(folder / "model.safetensors", lambda file: file.write(weights))
@@ -572,7 +585,66 @@ class ExtractionModel(nn.Module, ABC):
             raise ValueError(
                 f"{folder / 'model.safetensors'}: does not fit config.json: {error}"
             ) from error
+        if (folder / "README.md").is_file():
+            model.card = (folder / "README.md").read_text("utf-8", errors="replace")
         return model.eval()
+
+    # The names that the libraries of Hugging Face have for these.
+    save_pretrained = save
+    from_pretrained = load
+
+    @classmethod
+    def start_from(cls, folder: Path | str, relations: Sequence[str]) -> Self:
+        """Make a model for these relations of one that :meth:`save` wrote.
+
+        Parameters
+        ----------
+        folder : Path or str
+            As of :meth:`load`.
+        relations : sequence of str
+            Names of the relations, all different.
+
+        Returns
+        -------
+        ExtractionModel
+            On the CPU, in training mode. Its encoder, options and heads are those of the saved
+            model. Relations that this one has not start anew, with random weights from torch's
+            global generator; those that are not among `relations` are left out.
+
+        Raises
+        ------
+        OSError, ValueError
+            As of :meth:`load`, or if `relations` is empty or has repetitions.
+        """
+        old = cls.load(folder)
+        model = cls(old.encoder, relations, old.options).to(next(old.parameters()).dtype)
+        state = model.state_dict()
+        groups = model._relation_rows()
+        common = [
+            (model.relations.index(name), index)
+            for index, name in enumerate(old.relations)
+            if name in model.relations
+        ]
+        for name, value in old.state_dict().items():
+            if name not in groups:
+                state[name] = value
+                continue
+            mine, theirs = (
+                rows.view(groups[name], len(known), -1, *rows.shape[1:])
+                for rows, known in ((state[name], model.relations), (value, old.relations))
+            )
+            for new, index in common:
+                mine[:, new] = theirs[:, index]
+        model.load_state_dict(state)
+        model.symmetric = tuple(name for name in old.symmetric if name in model.relations)
+        return model.train()
+
+    @abstractmethod
+    def _relation_rows(self) -> dict[str, int]:
+        """Name the tensors whose rows belong to relations, with the number of blocks of such rows.
+
+        In a block the rows of the first relation come first, then those of the second.
+        """
 
     @classmethod
     def _build(cls, folder: Path, config: Any) -> Self:
@@ -583,12 +655,13 @@ class ExtractionModel(nn.Module, ABC):
         kind = config.get("model", cls.__name__ if cls.unnamed_folders else None)
         if kind != cls.__name__:
             raise ValueError(f"expected a model {cls.__name__!r}, got {kind!r}")
-        config = {"decoding": {}, **config}  # folders of former versions have none
+        config = {"decoding": {}, "symmetric": [], **config}  # former versions wrote neither
         for name, expected in (
             ("relations", list),
             ("options", dict),
             ("encoder", dict),
             ("decoding", dict),
+            ("symmetric", list),
         ):
             if not isinstance(config.get(name), expected):
                 kind = {list: "list", dict: "object"}[expected]
@@ -596,6 +669,9 @@ class ExtractionModel(nn.Module, ABC):
         for name in config["relations"]:
             if not isinstance(name, str):
                 raise ValueError(f"relations must be strings, got {name!r}")
+        for name in config["symmetric"]:
+            if name not in config["relations"]:
+                raise ValueError(f"symmetric must be among the relations, got {name!r}")
         dtype = config.get("dtype")
         if dtype not in DTYPES:
             raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
@@ -609,6 +685,7 @@ class ExtractionModel(nn.Module, ABC):
         encoder = _KINDS[kind].load(folder / "encoder", description)
         model = cls(encoder, config["relations"], cls.options_class(**config["options"]))
         model.decoding = Decoding(**config["decoding"])
+        model.symmetric = tuple(config["symmetric"])
         return model.to(getattr(torch, dtype))
 
 

@@ -257,11 +257,13 @@ def _version(name: str) -> str | None:
         return None
 
 
-def hardware(*, processes: int, precision: str) -> dict[str, Any]:
+def hardware(*, device: str, processes: int, precision: str) -> dict[str, Any]:
     """Describe the machine by its parts, never by its name.
 
     Parameters
     ----------
+    device : str
+        The kind of device that computed, such as "cpu" or "cuda".
     processes : int
         How many processes trained together.
     precision : str
@@ -273,7 +275,7 @@ def hardware(*, processes: int, precision: str) -> dict[str, Any]:
         "cpu": _cpu_name(Path("/proc/cpuinfo")),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
-        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU",
+        "device": torch.cuda.get_device_name() if device == "cuda" else device.upper(),
         "processes": processes,
         "precision": {"no": "float32"}.get(precision, precision),
     }

@@ -286,6 +286,17 @@ class GPLinker(ExtractionModel):
             scores.append(block[table].item())
         return scores
 
+    def _relation_rows(self) -> dict[str, int]:
+        if self.options.pointer == "efficient":  # starts of all relations, then ends of all
+            names = {"head_scores.weight": 2, "head_scores.bias": 2}
+        else:
+            names = {"projection.weight": 1, "projection.bias": 1, "bias": 1}
+        return {
+            f"{links}.{name}": blocks
+            for links in ("head_links", "tail_links")
+            for name, blocks in names.items()
+        }
+
     def _batches(self, items: Sequence[Item]) -> list[list[int]]:
         """Group the indices of items of similar length, longest first."""
         return batches_by_length([len(item) for item in items], self._numbers, NUMBERS_AT_ONCE)

@@ -11,6 +11,7 @@ import shutil
 import subprocess
 import sys
 import warnings
+from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
 
@@ -23,6 +24,7 @@ from hypothesis import strategies as st
 
 from lib.casrel.__main__ import main as casrel
 from lib.extraction import commands
+from lib.extraction.cards import model_card
 from lib.extraction.commands import extractor_commands
 from lib.extraction.corpora import read_jsonl, write_jsonl
 from lib.extraction.inputs import Lines, in_chunks, read_inputs
@@ -428,6 +430,126 @@ def test_model_options_are_passed_only_if_given(data, tmp_path):
     record = read_record(tmp_path / "run" / "record.json")
     assert record.model["options"] == {"encoder": "toy", "dropout": 0.5}
     assert Toy.load(tmp_path / "run" / "best").dropout == 0.5
+
+
+def test_without_an_encoder_the_small_one_is_taken_and_this_is_said(data, tmp_path):
+    words = ["--data", data, "--epochs", 1, "--out", tmp_path / "run"]
+    result = call("train", *words)
+    assert result.exit_code == 0, (result.output, result.exception)
+    assert result.stderr.startswith("no --encoder: small, which knows no word but those of the ")
+    record = read_record(tmp_path / "run" / "record.json")
+    assert record.model["options"] == {"encoder": "small"}
+    assert (record.settings["lr"], record.settings["head_lr"]) == (1e-3, 2e-3)
+    again = call("train", *words, "--encoder", "small")
+    assert again.exit_code == 0, again.output
+    assert "nothing to do" in again.stderr
+    assert "--encoder" not in again.stderr
+
+
+def test_training_goes_on_from_a_trained_model_with_new_relations(trained, data, tmp_path):
+    """What it knew it knows before the first step; the same command again is the same run."""
+    old, _ = trained
+    more = tmp_path / "more"
+    more.mkdir()
+    ends = Span(0, 3), Span(11, 13)
+    new = [
+        Example(f"n{n}", "Ada painted Bo", (Triple(*ends[:1], "drew", ends[1]),)) for n in (1, 2)
+    ]
+    for split in ("train", "dev"):
+        known = [e for e in read_jsonl(data / f"{split}.jsonl") if "met" in e.text]
+        write_jsonl(more / f"{split}.jsonl", [*known, *(new if split == "train" else ())])
+    words = ["--data", more, "--start-from", old, "--epochs", 1, "--lr", 1e-9, "--head-lr", 1e-9]
+    result = call("train", *words, "--out", tmp_path / "run")
+    assert result.exit_code == 0, (result.output, result.exception)
+    record = read_record(tmp_path / "run" / "record.json")
+    assert record.scores["dev"]["recall"] > 0.9
+    assert record.model["options"]["start_from"] == old.name
+    was, now = Toy.load(old), Toy.load(tmp_path / "run")
+    assert now.relations == ("drew", "knows")
+    row = was.head.weight[was.relations.index("knows")]
+    assert torch.allclose(now.head.weight[1], row, atol=1e-6)
+    assert "nothing to do" in call("train", *words, "--out", tmp_path / "run").stderr
+    other = tmp_path / "other"
+    shutil.copytree(old, other)
+    changed = Toy.load(other)
+    changed.card += "changed"
+    changed.save(other / "best")
+    words[3] = other
+    refused = call("train", *words, "--out", tmp_path / "run")
+    assert refused.exit_code == 2
+    assert "holds a different run: its model.options.start_" in refused.stderr.splitlines()[-1]
+    for wrong, said in (
+        (["--encoder", "toy"], "--start-from must come without options of a new model, got --enco"),
+        (["--dropout", "0.5"], "got --dropout"),
+    ):
+        one_line(call("train", *words, "--out", tmp_path / "x", *wrong), said)
+    one_line(call("train", *words, "--out", other), "--out must be another folder than --start-")
+    words[3] = tmp_path / "nowhere"
+    one_line(call("train", *words, "--out", tmp_path / "x"), "there is no folder")
+
+
+def test_symmetric_relations_are_declared_once(data, tmp_path):
+    """Declared at training, kept with the model, honoured by every command that counts."""
+    turned = tmp_path / "turned"
+    turned.mkdir()
+    for split in ("train", "dev", "test"):
+        examples = read_jsonl(data / f"{split}.jsonl")
+        if split != "train":
+            examples = [
+                replace(
+                    e,
+                    triples=tuple(
+                        Triple(t.object, t.relation, t.subject) if t.relation == "knows" else t
+                        for t in e.triples
+                    ),
+                )
+                for e in examples
+            ]
+        write_jsonl(turned / f"{split}.jsonl", examples)
+    right = {}
+    for name, options in (("no", []), ("yes", ["--symmetric", "knows"])):
+        words = ["--data", turned, "--encoder", "toy", "--out", tmp_path / name, *FAST, *options]
+        result = call("train", *words)
+        assert result.exit_code == 0, (result.output, result.exception)
+        record = read_record(tmp_path / name / "record.json")
+        right[name] = record.scores["test"]["relations"]["knows"]["tp"]
+        evaluated = call("evaluate", "--model", tmp_path / name, "--data", turned)
+        assert f"F1 {record.scores['test']['f1']:.4f}" in result.stdout
+        assert f"{record.scores['test']['f1']:.4f}" in evaluated.stdout.splitlines()[1]
+    assert right["no"] == 0 < right["yes"]
+    assert Toy.load(tmp_path / "yes").symmetric == ("knows",)
+    assert record.model["options"]["symmetric"] == ["knows"]
+    wrong = call("train", *words[:-1], "hates")
+    one_line(wrong, "--symmetric must be one of 'author of', ", "got 'hates'")
+
+
+def test_a_device_that_is_not_here_is_refused(data, tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    words = ["--data", data, "--encoder", "toy", "--epochs", 1]
+    result = call("train", *words, "--out", tmp_path / "x", "--device", "cuda")
+    one_line(result, "--device must be one that is here, cpu", "got 'cuda'")
+    assert not (tmp_path / "x").exists()
+    here = call("train", *words, "--out", tmp_path / "x", "--device", "cpu")
+    assert here.exit_code == 0, here.output
+    assert read_record(tmp_path / "x" / "record.json").hardware["device"] == "CPU"
+
+
+def test_a_model_card_lies_beside_the_weights_and_tells_of_the_calibration(trained, tmp_path):
+    out = tmp_path / "run"
+    shutil.copytree(trained[0], out)
+    record = read_record(out / "record.json")
+    card = Toy.load(out).card
+    assert card == model_card(record)
+    for part in (record.command, f"{record.scores['test']['f1']:.4f}", "## Licence", "knows"):
+        assert part in card
+    write_jsonl(tmp_path / "dev.jsonl", map(sentence, range(30)))
+    reports = [
+        call("calibrate", "--model", out, "--data", tmp_path, "--write").stdout for _ in range(2)
+    ]
+    now = Toy.load(out).card
+    assert now.startswith(card)
+    assert now.count("## Calibration") == 1
+    assert all(f"    {line}".rstrip() in now for line in reports[1].splitlines()[:-1])
 
 
 def test_help_names_every_setting():

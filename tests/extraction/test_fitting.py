@@ -292,3 +292,42 @@ def test_a_wrong_triple_is_told_by_what_comes_nearest():
         assert wrong.reason.startswith(reason)
         assert (wrong.triple, error.missed[0].triple, error.right) == (guess, gold, ())
     assert predict(model, [text])[0][0][1] == pytest.approx(1 / (1 + math.exp(-1)))
+
+
+@pytest.mark.parametrize("options", [{}, {"pointer": "standard"}, None], ids=str)
+def test_a_new_model_starts_from_what_an_old_one_knows(options, tmp_path):
+    """Relations in another order, one gone and one new: the others are scored as before."""
+    kind = CasRel if options is None else GPLinker
+    text = "Ada Byron met Bo"
+    torch.manual_seed(1)
+    old = kind.create("small", ["a", "b", "c"], texts=[text], **TINY, **(options or {}))
+    with torch.no_grad():
+        for parameter in old.parameters():
+            parameter.normal_(std=0.3)
+    old.symmetric = ("a", "b")
+    old.card = "# Card ü"
+    old.decoding = Decoding(threshold=1.0)
+    old.save_pretrained(tmp_path / "old")
+    assert kind.from_pretrained(tmp_path / "old").card == "# Card ü"
+    assert kind.from_pretrained(tmp_path / "old").symmetric == ("a", "b")
+    new = kind.start_from(tmp_path / "old", ["c", "new", "a"])
+    assert (new.relations, new.symmetric, new.training) == (("c", "new", "a"), ("a",), True)
+    assert (new.card, new.decoding) == ("", Decoding())
+    ends = Span(0, 9), Span(14, 16)
+    said = {}
+    for model in (old, new):
+        triples = tuple(Triple(ends[0], name, ends[1]) for name in model.relations)
+        items, _ = model.prepare([Example("1", text, triples)])
+        said[model] = {t.relation: scores for t, scores in model.table_scores(items)[0]}
+    for name in ("a", "c"):
+        assert said[new][name] == pytest.approx(said[old][name], abs=1e-5)
+    assert len({scores[2:] for scores in said[old].values()}) == 3  # each has its own rows
+
+
+def test_symmetric_relations_must_be_known(tmp_path):
+    model = GPLinker.create("small", ["a"], texts=["Ada"], **TINY)
+    model.save(tmp_path / "model")
+    config = json.loads((tmp_path / "model" / "config.json").read_text())
+    (tmp_path / "model" / "config.json").write_text(json.dumps(config | {"symmetric": ["b"]}))
+    with pytest.raises(ValueError, match="symmetric must be among the relations, got 'b'"):
+        GPLinker.load(tmp_path / "model")

@@ -37,7 +37,7 @@ def a_record(**changes):
             "model": {"class": "Toy"},
             "data": {"name": "toy", "licence": "für alle"},
             "settings": {"seed": 0},
-            "hardware": hardware(processes=1, precision="no"),
+            "hardware": hardware(device="cpu", processes=1, precision="no"),
             "versions": versions(),
             "wall_seconds": 3.5,
             "epochs": [
@@ -306,10 +306,11 @@ def test_a_package_that_is_not_installed_has_no_version():
 
 
 def test_hardware_names_parts_and_no_machine(tmp_path, monkeypatch):
-    found = hardware(processes=2, precision="bf16")
+    found = hardware(device="cpu", processes=2, precision="bf16")
+    assert found["device"] == "CPU"
     assert found["processes"] == 2
     assert found["precision"] == "bf16"
-    assert hardware(processes=1, precision="no")["precision"] == "float32"
+    assert hardware(device="cpu", processes=1, precision="no")["precision"] == "float32"
     assert os.uname().nodename not in json.dumps(found)
     (tmp_path / "cpuinfo").write_text("processor : 0\nmodel name\t: Some CPU 3000\n")
     assert records._cpu_name(tmp_path / "cpuinfo") == "Some CPU 3000"
@@ -321,7 +322,8 @@ def test_hardware_names_parts_and_no_machine(tmp_path, monkeypatch):
 def test_the_gpu_is_named_where_there_is_one(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "Some GPU")
-    assert hardware(processes=1, precision="bf16")["device"] == "Some GPU"
+    assert hardware(device="cuda", processes=1, precision="bf16")["device"] == "Some GPU"
+    assert hardware(device="cpu", processes=1, precision="no")["device"] == "CPU"  # not used
 
 
 def test_committed_records_can_be_read():

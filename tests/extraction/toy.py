@@ -73,7 +73,7 @@ class Toy(nn.Module):
     def __init__(self, words, relations, dropout):
         super().__init__()
         self.words, self.relations, self.dropout = list(words), tuple(relations), dropout
-        self.decoding = Decoding()
+        self.decoding, self.symmetric, self.card = Decoding(), (), ""
         self.embedding = nn.Embedding(len(self.words) + 1, 16)
         self.head = nn.Linear(16, len(self.relations))
 
@@ -81,7 +81,7 @@ class Toy(nn.Module):
     def create(cls, encoder, relations, *, texts=None, dropout=0.1, **unknown):
         if unknown:
             raise TypeError(f"options: not known: {', '.join(unknown)}")
-        if encoder != "toy":
+        if encoder not in ("toy", "small"):
             raise ValueError(f"encoder: expected 'toy', got {encoder!r}")
         return cls(sorted({word for text in texts for word in text.split()}), relations, dropout)
 
@@ -170,10 +170,25 @@ class Toy(nn.Module):
     def save(self, folder):
         folder.mkdir(exist_ok=True)
         config = {"words": self.words, "relations": self.relations, "dropout": self.dropout}
-        config["decoding"] = asdict(self.decoding)
+        config |= {"decoding": asdict(self.decoding), "symmetric": self.symmetric}
+        config["card"] = self.card
         text = json.dumps(config).encode()
         write_atomically(folder / "config.json", lambda file: file.write(text))
         write_atomically(folder / "weights.pt", lambda file: torch.save(self.state_dict(), file))
+
+    @classmethod
+    def start_from(cls, folder, relations):
+        old = cls.load(folder)
+        model = cls(old.words, relations, old.dropout)
+        model.embedding = old.embedding
+        model.symmetric = tuple(name for name in old.symmetric if name in model.relations)
+        with torch.no_grad():
+            for number, relation in enumerate(old.relations):
+                if relation in model.relations:
+                    row = model.relations.index(relation)
+                    model.head.weight[row] = old.head.weight[number]
+                    model.head.bias[row] = old.head.bias[number]
+        return model
 
     @classmethod
     def load(cls, folder):
@@ -182,8 +197,9 @@ class Toy(nn.Module):
             raise FileNotFoundError(f"{folder}: expected a saved model, but it has no weights.pt")
         config = json.loads((Path(folder) / "config.json").read_text())
         decoding = Decoding(**config.pop("decoding"))
+        symmetric, card = config.pop("symmetric"), config.pop("card")
         model = cls(**config)
-        model.decoding = decoding
+        model.decoding, model.symmetric, model.card = decoding, tuple(symmetric), card
         model.load_state_dict(torch.load(folder / "weights.pt"))
         return model
 

@@ -2,7 +2,7 @@
 
 import os
 import warnings
-from collections.abc import Callable, Collection, Hashable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
@@ -31,6 +31,7 @@ __all__ = [
     "LongTextWarning",
     "LostTripleWarning",
     "UnknownRelationWarning",
+    "choose_device",
     "evaluate",
     "find_candidates",
     "make_accelerator",
@@ -65,7 +66,8 @@ def evaluate(
 
     What alignment drops still counts as missed, with one `LostTripleWarning` for all, and so do
     triples of a relation that the model cannot name, with one `UnknownRelationWarning`. Texts that
-    are longer than the model reads at once are read in windows, as by `predict`.
+    are longer than the model reads at once are read in windows, as by `predict`. Triples of the
+    model's symmetric relations count once, whichever entity comes first.
 
     Parameters
     ----------
@@ -104,7 +106,6 @@ def find_candidates(
     *,
     floor: float,
     match: Match = "exact",
-    symmetric: Collection[str] = (),
     batch_size: int = 32,
     progress: bool = False,
 ) -> list[Candidates]:
@@ -121,7 +122,7 @@ def find_candidates(
         At least one.
     floor : float
         The least threshold that is of interest; finite. The lower it is, the more is found.
-    match, symmetric
+    match : {"exact", "text", "partial"}
         As in `lib.extraction.metrics.evaluate_triples`.
     batch_size : int
         Sentences at a time.
@@ -145,7 +146,7 @@ def find_candidates(
     found = _extract(model, items, owners, batch_size, progress, read)
     sentences = []
     for index, example in enumerate(examples):
-        key = triple_key(match, example.text, symmetric)
+        key = triple_key(match, example.text, model.symmetric)
         gold = {key(triple) for triple in example.triples}
         ranges: dict[Hashable, list[tuple[float, float]]] = {}
         for triple, low, score in found[index]:
@@ -259,6 +260,7 @@ def score_items(
         [list(_best(found[index])) for index in range(len(examples))],
         texts=[example.text for example in examples],
         match=match,
+        symmetric=model.symmetric,
     )
 
 
@@ -396,6 +398,32 @@ def _extract_one(
     return found
 
 
+def choose_device(device: str) -> None:
+    """Choose where this process computes, before anything has been computed.
+
+    Parameters
+    ----------
+    device : {"cpu", "cuda", "mps"}
+        Processor, NVIDIA or AMD GPU, GPU of Apple.
+
+    Raises
+    ------
+    ValueError
+        If it is not here, or the process computes elsewhere already.
+    """
+    with needs("extraction"):
+        from accelerate import PartialState
+
+    here = ["cpu"]
+    here += ["cuda"] if torch.cuda.is_available() else []
+    here += ["mps"] if torch.backends.mps.is_available() else []
+    if device not in here:
+        raise ValueError(f"--device must be one that is here, {', '.join(here)}, got {device!r}")
+    chosen = PartialState(cpu=device == "cpu").device.type
+    if chosen != device:
+        raise ValueError(f"--device must be {chosen!r}, where this process works, got {device!r}")
+
+
 def make_accelerator() -> "Accelerator":
     """Return accelerate's view of the machine: CUDA, with bf16 where it has that, else CPU.
 
@@ -405,6 +433,7 @@ def make_accelerator() -> "Accelerator":
     with needs("extraction"):
         from accelerate import Accelerator, PartialState
 
+    # Where the command has chosen a device, the state is there already, and this changes nothing.
     device = PartialState(cpu=not torch.cuda.is_available()).device.type
     half = device == "cuda" and torch.cuda.is_bf16_supported()
     half = half or os.environ.get("ACCELERATE_MIXED_PRECISION") == "bf16"

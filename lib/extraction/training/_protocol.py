@@ -21,11 +21,15 @@ class Extractor(Protocol):
     `relations` are the relations that the model can name, in its own order; `decoding` says how it
     reads its scores where nothing else is said. `save` and `load` keep both. `tables` name what
     must say yes to a triple: first those of what is found first, then as many of what joins it.
+    `symmetric` are the relations that hold both ways; `card` is a model card, for people. `save`
+    and `load` keep both.
     """
 
     tables: ClassVar[tuple[str, ...]]
     relations: tuple[str, ...]
     decoding: Decoding
+    symmetric: tuple[str, ...]
+    card: str
 
     @classmethod
     def create(
@@ -47,6 +51,13 @@ class Extractor(Protocol):
         """Read what `save` wrote, into this folder or, as a run does, into ``best`` in it.
 
         What is missing is named in an error.
+        """
+
+    @classmethod
+    def start_from(cls, folder: Path, relations: Sequence[str]) -> Self:
+        """Make a model for these relations of one that `save` wrote.
+
+        It keeps what that one has learnt, except of relations that are not among these.
         """
 
     def save(self, folder: Path) -> None:

@@ -18,6 +18,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from lib._extras import needs
 from lib.extraction.alignment import Losses
+from lib.extraction.cards import model_card
 from lib.extraction.corpora import check_relations, describe_unknown, trained_relations
 from lib.extraction.locks import InUseError, hold
 from lib.extraction.metrics import Scores
@@ -270,6 +271,8 @@ class _Run:
             )
         record = self.fit(saved)
         if self.main:
+            self.model.card = model_card(record)
+            self.model.save(self.out / "best")
             write_record(self.record, record)
         self.remove_checkpoint()
         return record
@@ -358,6 +361,7 @@ class _Run:
             data=self.describe_data({split: pair[1] for split, pair in prepared.items()}),
             settings=asdict(settings),
             hardware=hardware(
+                device=self.accelerator.device.type,
                 processes=self.accelerator.num_processes,
                 precision=self.accelerator.mixed_precision,
             ),
