@@ -306,7 +306,7 @@ class CasRel(ExtractionModel):
         Returns
         -------
         list of tuples of Candidate
-            One per item, in the same order; see :func:`lib.casrel.decoding.candidate_spans`. Of a
+            One per item, in the same order; see `lib.casrel.decoding.candidate_spans`. Of a
             text the 128 subjects with the largest scores are considered, and of each as many
             objects.
         """

@@ -124,7 +124,7 @@ class ExtractionModel(nn.Module, ABC):
     """The options of the model, a frozen dataclass of plain JSON values."""
 
     tables: ClassVar[tuple[str, ...]]
-    """What must say yes to a triple: first what is found first, then as many of what joins it."""
+    """What must say yes to a triple, first what is found first, then as many of what joins it."""
 
     unnamed_folders: ClassVar[bool] = False
     """Whether a saved folder that does not name its model holds one of this class."""

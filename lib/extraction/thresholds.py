@@ -9,7 +9,7 @@ from lib._checks import check_threshold
 __all__ = ["Decoding", "Threshold", "both_thresholds"]
 
 Threshold = float | Sequence[float]
-"""What scores must exceed: one number for all tables, or one for each of their two kinds.
+"""What scores must exceed, one number for all tables or one for each of their two kinds.
 
 The kinds are, in this order, what is found first and what joins it: spans and links in
 `lib.gplinker.GPLinker`, tags of subjects and of objects in `lib.casrel.CasRel`.
