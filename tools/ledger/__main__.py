@@ -10,7 +10,7 @@ from pathlib import Path
 
 import click
 
-from tools.ledger import results
+from tools.ledger import outcomes, results
 from tools.ledger.equations import Equation
 from tools.ledger.lock import entry, is_locked, load_lock, save_lock, side_by_side
 from tools.ledger.records import Ledger, read_ledger
@@ -64,6 +64,29 @@ def check(root: Path) -> None:
     click.echo(", ".join(f"{count} {name}" for name, count in ledger.counts.items()))
     if ledger.problems:
         sys.exit(f"{len(ledger.problems)} problems")
+
+
+@main.command(context_settings={"ignore_unknown_options": True})
+@click.option("--check", "only_check", is_flag=True, help="Run nothing: fail unless all is known.")
+@click.argument("pytest_arguments", nargs=-1, type=click.UNPROCESSED)
+@click.pass_obj
+def mutants(root: Path, only_check: bool, pytest_arguments: tuple[str, ...]) -> None:
+    """Run the tests that changed with wrong forms made by machine; all that pass need a reason."""
+    due = outcomes.stale(root)
+    if due and not only_check:
+        command = [sys.executable, "-m", "pytest", "-q", "-o", "addopts=", "--ledger-mutants"]
+        command += ["-p", "tools.ledger.plugin", *pytest_arguments, *due]
+        if code := subprocess.run(command, cwd=root, check=False).returncode:
+            sys.exit(code)
+    found = outcomes.problems(root)
+    for problem in found:
+        click.echo(problem)
+    entries = outcomes.load(root).values()
+    caught = sum(entry["caught"] for entry in entries)
+    passed = sum(len(entry["survivors"]) for entry in entries)
+    click.echo(f"{caught + passed} wrong forms made by machine, {passed} pass with a reason")
+    if found:
+        sys.exit(f"{len(found)} problems")
 
 
 @main.command()

@@ -15,7 +15,9 @@ from __future__ import annotations
 
 import math
 import re
+import signal
 from collections.abc import Generator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, cast
@@ -23,7 +25,7 @@ from typing import Any, cast
 import pytest
 from hypothesis import HealthCheck, Phase, settings
 
-from tools.ledger import results
+from tools.ledger import mutation, outcomes, results
 from tools.ledger.compare import Check
 from tools.ledger.equations import Book, read_book
 
@@ -34,6 +36,7 @@ PROFILE = "ledger"
 ITEMS = pytest.StashKey[int]()  # how many items the test's function became
 CAUGHT = pytest.StashKey[str]()  # what a wrong form was caught by
 BOOK = pytest.StashKey[Book]()
+SECONDS = 5  # of processor time for one wrong form made by machine
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -41,6 +44,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("ledger", "checks of the book's equations")
     group.addoption(
         "--ledger-results", type=Path, metavar="FILE", help=f"default {results.RESULTS}"
+    )
+    group.addoption(
+        "--ledger-mutants",
+        action="store_true",
+        help=f"run each check with wrong forms made by machine, into {outcomes.FILE}",
     )
 
 
@@ -68,7 +76,8 @@ def pytest_configure(config: pytest.Config) -> None:
     if not config.getoption("--hypothesis-profile", default=None):
         settings.load_profile(PROFILE)
     if not hasattr(config, "workerinput"):  # not in the workers of xdist: they report to us
-        config.pluginmanager.register(Recorder(config), "ledger-recorder")
+        recorder = MutantRecorder if config.getoption("--ledger-mutants") else Recorder
+        config.pluginmanager.register(recorder(config), "ledger-recorder")
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -99,6 +108,9 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
             raise pytest.Collector.CollectError(f"{where}: {label}: {message}")
     forms = [(None, mark.kwargs["right"]), *mark.kwargs["wrong"].items()]
     ids = ["right", *(f"wrong: {slip}" for slip in mark.kwargs["wrong"])]
+    if metafunc.config.getoption("--ledger-mutants"):
+        forms = list(mutation.mutants(mark.kwargs["right"], mark.args[0]).items())
+        ids = [name for name, _ in forms]
     metafunc.parametrize("form", forms, ids=ids, indirect=True)
 
 
@@ -147,6 +159,15 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> Generator[None, Any, Any]
     start = f"{_where(pyfuncitem)}: {_label(pyfuncitem)}: the wrong form “{slip}”"
     # Hypothesis formats each failure, wanted ones too, and pytest's own style takes half a second.
     style, pyfuncitem.config.option.tbstyle = pyfuncitem.config.option.tbstyle, "native"
+    if pyfuncitem.config.getoption("--ledger-mutants"):
+        try:
+            with _bounded(SECONDS):
+                yield
+        except Exception as error:  # no comparison is owed to a form that no person wrote
+            pyfuncitem.stash[CAUGHT] = type(error).__name__
+        finally:
+            pyfuncitem.config.option.tbstyle = style
+        return True
     try:
         yield
     except AssertionError as error:
@@ -160,12 +181,36 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> Generator[None, Any, Any]
     pytest.fail(f"{start} passed: the check does not tell it from the right one", pytrace=False)
 
 
+@contextmanager
+def _bounded(seconds: int) -> Generator[None]:
+    """End what runs longer, in library calls too: a wrong form may never come to an end."""
+
+    def end(_signal: int, _frame: Any) -> None:
+        raise TimeoutError(f"longer than {seconds} s")
+
+    # Processor time: on a busy machine a form must not count as caught because others run.
+    before = signal.signal(signal.SIGPROF, end)
+    signal.setitimer(signal.ITIMER_PROF, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        signal.signal(signal.SIGPROF, before)
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(
     item: pytest.Item,
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     """Hand what was seen to the recorder; reports also travel from xdist's workers."""
     report = yield
+    if item.config.getoption("--ledger-mutants"):
+        if report.when == "call" and item.get_closest_marker("equation"):
+            survived = CAUGHT not in item.stash
+            test = item.nodeid.partition("[")[0]
+            seen = (test, _label(item), _slip(cast("pytest.Function", item)), survived)
+            report.user_properties.append(("mutant", seen))
+        return report
     marked = item.get_closest_marker("equation") or item.get_closest_marker("differs")
     if marked and isinstance(item, pytest.Function) and (report.when == "call" or report.failed):
         report.user_properties.append(("ledger", _seen(item, report)))
@@ -255,3 +300,34 @@ class Recorder:
             old = merged.get(test, {}).get("runs", {})
             merged[test] = record | {"runs": old | record["runs"]}
         results.save(self.path, merged)
+
+
+class MutantRecorder:
+    """Collect which wrong forms made by machine passed, and keep what a person said of them."""
+
+    def __init__(self, config: pytest.Config) -> None:
+        self.root = config.rootpath
+        self.seen: dict[str, dict[str, Any]] = {}
+        self.digests = outcomes.Digests(self.root)
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        """Enter one form's outcome; a test under several parameters catches it under any."""
+        for name, value in report.user_properties:
+            if name == "mutant":
+                test, label, form, survived = cast("tuple[str, str, str, bool]", value)
+                entry = self.seen.setdefault(test, {"label": label, "forms": {}})
+                entry["forms"][form] = entry["forms"].get(form, True) and survived
+
+    def pytest_sessionfinish(self) -> None:
+        """Merge into the file; the reasons of forms that pass again are kept."""
+        kept = outcomes.load(self.root)
+        for test, entry in self.seen.items():
+            old = kept.get(test, {}).get("survivors", {})
+            forms = entry["forms"]
+            kept[test] = {
+                "label": entry["label"],
+                "digest": self.digests.of(test),
+                "caught": sum(not survived for survived in forms.values()),
+                "survivors": {f: old.get(f, "") for f, survived in forms.items() if survived},
+            }
+        outcomes.save(self.root, kept)
