@@ -6,7 +6,7 @@ probabilities come from SciPy, softmax from PyTorch, what is far out from mpmath
 
 import itertools
 import math
-from math import exp, log, pi, sqrt
+from math import exp, log, log1p, pi, sqrt
 
 import mpmath as mp
 import numpy as np
@@ -227,9 +227,7 @@ def test_three_points_hinge_scale(form, check, k):
 
 
 def five_count(b):
-    if -6 < b < -5:
-        return 0.8
-    return 0.6 if b < -6 or -5 < b < -4 or 0 < b < 2 else 0.4
+    return [0.6, 0.8, 0.6, 0.4, 0.6, 0.4][sum(b > x for x in X5)]
 
 
 @pytest.mark.equation(
@@ -721,7 +719,7 @@ def test_log_concave(form, check, delta):
     check.equal(curvature(np.array([-300.0, 20.0]), delta), [high, low], tol=1e-4)
 
 
-def window_ends(delta, depth, left=lambda k: k, right=lambda k: 1.0):
+def window_ends(delta, depth):
     mode = optimize.minimize_scalar(
         lambda z: -log_integrand(np.array(z), delta),
         bounds=(-1, 60),
@@ -729,21 +727,24 @@ def window_ends(delta, depth, left=lambda k: k, right=lambda k: 1.0):
         options={"xatol": 1e-11},
     ).x
     k = float(curvature(np.array([mode]), delta)[0])
-    return mode, mode - sqrt(2 * depth / left(k)), mode + sqrt(2 * depth / right(k))
+    return mode, mode - sqrt(2 * depth / k), mode + sqrt(2 * depth)
 
 
 @pytest.mark.equation(
     "eq:exact-window",
     kind="inequality",
     source=OURS,
-    hypotheses="D > 0; equality without rivals",
+    hypotheses="D > 0; equality without rivals, and on the left for rivals far ahead",
     right=window_ends,
     wrong={
-        "the curvature of the mode on the right, too": lambda d, depth: window_ends(
-            d, depth, right=lambda k: k
+        "the curvature of the mode on the right, too": lambda d, depth: (
+            *window_ends(d, depth)[:2],
+            2 * window_ends(d, depth)[0] - window_ends(d, depth)[1],
         ),
-        "twice the curvature on the left": lambda d, depth: window_ends(
-            d, depth, left=lambda k: 2 * k
+        "twice the depth's width is cut on the left": lambda d, depth: (
+            window_ends(d, depth)[0],
+            window_ends(d, depth / 2)[1],
+            window_ends(d, depth)[2],
         ),
     },
 )
@@ -756,6 +757,11 @@ def test_window(form, check, delta, depth):
     # With a rival far behind there is none: the bound is met on both sides.
     mode, low, high = form(np.array([40.0]), depth)
     check.equal([low, high], [-sqrt(2 * depth), sqrt(2 * depth)], tol=1e-6)
+    # With a rival far ahead the curvature is nearly the mode's: the left bound is nearly met.
+    far = np.array([-80.0])
+    mode, low, _ = form(far, depth)
+    lost = log_integrand(np.array(mode), far) - log_integrand(np.array(low), far)
+    check.equal(lost / depth, 1.0, tol=0.02)
 
 
 @pytest.mark.equation(
@@ -902,6 +908,8 @@ def test_lost_samples_are_silent(form, check, rest, d):
     check.at_most(gradient_mass(delta, 1.0) / 2, form(d) * (1 + 1e-9))
     check.at_most(gradient_mass(np.array([-d]), 1.0) / 2, form(d) * (1 + 1e-9))
     check.equal(gradient_mass(np.array([-8.0]), 1.0) / 2 / form(8.0), 1.0, tol=1e-6)
+    # The last step, a bound of E[z_+ Phi(z - d)], holds for every d: far below 0 it is met.
+    check.equal(form(-12.0), 1 / sqrt(2 * pi))
     bad = exact_loss(tensor([0.0, 12.0, -1.0, -2.0]), torch.tensor(0), log=True)
     check.true(bad > 30, "the logarithm hears what the chance does not")
 
@@ -1145,6 +1153,12 @@ def test_first_order_agreement(form, check, p):
     gap = -log(p) - (1 - p)
     check.at_most(low, gap, slack=1e-14)
     check.at_most(gap, high, slack=1e-14)
+    # Where p goes to 1 each side meets the gap: what is missing is of third order.
+    steps = [0.03, 0.01, 0.003]
+    gaps = [-log1p(-d) - d for d in steps]
+    both = [form(1 - d) for d in steps]
+    check.rate(steps, [g - b[0] for g, b in zip(gaps, both, strict=True)], order=3, within=0.05)
+    check.rate(steps, [b[1] - g for g, b in zip(gaps, both, strict=True)], order=3, within=0.05)
     theirs = float(ndtr(4 / sqrt(2)))
     check.equal((exp(-(1 - theirs)) - theirs) / ((1 - theirs) ** 2 / 2), 1.0, tol=2e-3)
 

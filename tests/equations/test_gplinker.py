@@ -1406,13 +1406,24 @@ def test_float_index(form, check, dtype):
         ),
     },
 )
-@given(st.integers(1, 3), relation_counts, st.integers(1, 6), st.integers(1, 3))
+@given(st.integers(1, 3), relation_counts, st.integers(3, 6), st.integers(1, 3))
 def test_label_storage(form, check, batch, relations, length, places):
-    dense = [torch.zeros(batch, relations, length, length) for _ in range(2)]
-    sparse = [torch.zeros(batch, relations, places, 2) for _ in range(2)]
+    # Positives of the library: `places` triples in the last text, and none in the others.
+    last = [TokenTriple(i, i, relations - 1, length - 1 - i, length - 1 - i) for i in range(places)]
+    lists = table_positives([*[[]] * (batch - 1), last], length=length, relations=relations)
+    sparse = lists.head_links, lists.tail_links
+    # Dense targets as the published loss takes them: 1 at each positive, else 0.
+    dense = []
+    for cells in sparse:
+        target = torch.zeros(batch, relations, length, length)
+        for text, relation, place in itertools.product(*map(range, cells.shape[:3])):
+            i, j = cells[text, relation, place].tolist()
+            if i >= 0:
+                target[text, relation, i, j] = 1
+        check.equal(target.sum(), float(places))
+        dense.append(target)
     got = form(batch, relations, length, places)
-    check.equal(got[0], sum(t.numel() for t in dense))
-    check.equal(got[1], sum(t.numel() for t in sparse))
+    check.equal(got, [sum(t.numel() for t in kind) for kind in (dense, sparse)])
 
 
 # ---------------------------------------------------------------------------------------------
@@ -1532,14 +1543,20 @@ def test_tplinker_cells(form, check, relations, length):
         "keys are left out": lambda D, d, n: (n * (n + 1) * D, n * d),
     },
 )
-@given(st.integers(1, 6), st.integers(1, 6), st.integers(1, 6))
-def test_activations(form, check, hidden, size, length):
-    states = torch.zeros(length, hidden)
-    pairs = [torch.cat([states[i], states[j]]) for i, j in spans_of_length(length)]
-    pointers = [torch.zeros(length, size), torch.zeros(length, size)]
-    got = form(hidden, size, length)
-    check.equal(got[0], sum(p.numel() for p in pairs))
-    check.equal(got[1], sum(p.numel() for p in pointers))
+@given(st.integers(1, 6), st.integers(1, 3), st.integers(1, 6))
+def test_activations(form, check, hidden, half_size, length):
+    states = torch.randn(1, length, hidden)
+    made = []
+    # TPLinker's vectors of pairs, row by row, as its program makes them.
+    for i in range(length):
+        visible = states[:, i:]
+        made.append(torch.cat([states[:, i, None].repeat(1, length - i, 1), visible], dim=-1))
+    # One head of the library's pointer: what its projection gives is queries and keys.
+    pointer, seen = GlobalPointer(hidden, 1, 2 * half_size), []
+    pointer.projection.register_forward_hook(lambda module, args, out: seen.append(out.numel()))
+    pointer(states)
+    got = form(hidden, 2 * half_size, length)
+    check.equal(got, [sum(vectors.numel() for vectors in made), sum(seen)])
 
 
 # ---------------------------------------------------------------------------------------------

@@ -295,6 +295,10 @@ def test_truncation(form, check, case):
     for i, (v, d) in enumerate(case):
         alone = [v if j == i else 0.0 for j in range(len(x))]
         check.equal(form(alone, t), 1 + d * v)
+    h = 1e-7  # the parts left out are of second order
+    small = [h * v for v in x]
+    whole = prod(1 + d * v for v, d in zip(small, t, strict=True))
+    check.equal((form(small, t) - 1) / h, (whole - 1) / h, tol=1e-3)
 
 
 @pytest.mark.equation(
@@ -695,13 +699,29 @@ def expected_hard(s, t, loss):
     return total
 
 
+@st.composite
+def label_laws(draw, most=4):
+    """Scores and a law of hard labels: any dependence, few or many labellings."""
+    n = draw(st.integers(1, most))
+    s = draw(st.lists(scores(), min_size=n, max_size=n))
+    some = st.lists(st.tuples(*[st.integers(0, 1)] * n), min_size=1, max_size=5, unique=True)
+    ys = draw(some)
+    weights = draw(st.lists(degrees(0.05), min_size=len(ys), max_size=len(ys)))
+    return s, [(w / sum(weights), y) for w, y in zip(weights, ys, strict=True)]
+
+
+def expected_and_mean(s, law):
+    mean_label = [sum(w * y[i] for w, y in law) for i in range(len(s))]
+    return sum(w * soft(s, y) for w, y in law), soft(s, mean_label)
+
+
 @pytest.mark.equation(
     "eq:soft-jensen",
     kind="inequality",
     source=OURS,
     hypotheses="any law of hard labels with this mean; strict unless the masses are constant",
-    right=lambda s, t: (expected_hard(s, t, soft), soft(s, t)),
-    wrong={"the other way round": lambda s, t: (soft(s, t), expected_hard(s, t, soft))},
+    right=expected_and_mean,
+    wrong={"the other way round": lambda s, law: expected_and_mean(s, law)[::-1]},
 )
 @pytest.mark.differs(
     "soft-not-hard",
@@ -710,16 +730,27 @@ def expected_hard(s, t, loss):
     ours="That is so for given degrees. Hard labels drawn with these degrees are another problem, "
     "as the loss is concave in them: with one label the right reading is sigmoid(s).",
 )
-@given(cases(most=5, inner=True))
+@given(label_laws())
 def test_jensen(form, check, case):
-    check.at_most(*form(*case), slack=1e-12)
-    low, high = form([0.3], [0.5])
-    check.at_most(low, high - 0.01)
-    check.equal(*form(case[0], [float(d > 0.5) for d in case[1]]))  # nothing is random
-    if form(*case)[0] <= form(*case)[1]:  # correlated labels: both together or neither
-        s, t = case
-        law = [(t[0], [1] * len(s)), (1 - t[0], [0] * len(s))]
-        check.at_most(sum(w * soft(s, y) for w, y in law), soft(s, [t[0]] * len(s)), slack=1e-12)
+    s, law = case
+    low, high = form(s, law)
+    # Each logarithm is of a mass between 0 and the sum M of its exponentials, with curvature at
+    # least 1/(1 + M)^2: the gap is at least half of that times the variance of the mass, and 0
+    # only where both masses are constant.
+    gap, bend = 0.0, 0.0
+    for mass, largest in ((mass_a, sum(exp(-v) for v in s)), (mass_b, sum(exp(v) for v in s))):
+        values = [(w, mass(s, y)) for w, y in law]
+        mean_mass = sum(w * v for w, v in values)
+        variance = sum(w * (v - mean_mass) ** 2 for w, v in values)
+        gap += variance / (2 * (1 + largest) ** 2)
+        bend += variance / 2
+    check.at_most(gap, high - low, slack=1e-12)
+    check.at_most(high - low, bend, slack=1e-12)  # the curvature is at most 1
+    # Both sides themselves, by the library.
+    hard = sum(w * zlpr_loss(tensor(s), tensor(y)) for w, y in law)
+    mean_label = sum(w * tensor(y).double() for w, y in law)
+    check.equal(low, hard)
+    check.equal(high, soft_zlpr_loss(tensor(s), mean_label))
 
 
 @pytest.mark.equation(
@@ -732,7 +763,10 @@ def test_jensen(form, check, case):
 @given(cases(most=5, inner=True))
 def test_bce_is_linear(form, check, case):
     s, t = case
-    check.equal(form(s, t), expected_hard(s, t, form))
+    # The mean over hard labels and the loss of soft ones, both by PyTorch.
+    hard = expected_hard(s, t, lambda s, y: float(bce_torch(tensor(s), tensor(y).double())))
+    check.equal(form(s, t), hard)
+    check.equal(form(s, t), bce_torch(tensor(s), tensor(t)))
 
 
 @pytest.mark.equation(
@@ -840,6 +874,7 @@ def fit_exists(s, t):
 def test_fit_exists(form, check, pairs):
     extra = [([1.0, -1.0], [1, 0]), ([1.0, -1.0], [0, 1]), ([2.0, 1.0], [1, 0])]
     extra += [([1.0, -1.0], [0.875, 0.125]), ([1.0, -1.0], [0.125, 0.875]), ([1.0], [0.5])]
+    extra += [([1.0, -1.0, 0.0], [1, 0, 1])]  # a score of 0 stands on no side
     s, y = [p[0] for p in pairs], [p[1] for p in pairs]
     for scores_, labels in [*extra, (s, y)]:
         if not any(scores_):
@@ -1459,6 +1494,7 @@ def test_last_idea(form, check, case):
     "eq:diary-softmax",
     kind="identity",
     source=SU9158,
+    hypotheses="rows of t positive, summing to 1; the minimum is unique up to a constant per row",
     right=lambda s: [[exp(v) / sum(exp(w) for w in row) for v in row] for row in s],
     wrong={
         "separate sigmoids": lambda s: [[sigma(v) for v in row] for row in s],
@@ -1469,11 +1505,25 @@ def test_last_idea(form, check, case):
 )
 @given(tables())
 def test_last_is_minimal_at_softmax(form, check, case):
-    s, _ = case
-    t = form([*s, [1.0, 0.0, -1.0]])
-    x = tensor([*s, [1.0, 0.0, -1.0]]).requires_grad_()
-    last_torch(x, tensor(t)).backward()
-    check.equal(x.grad, torch.zeros_like(x), tol=1e-10)
+    start, t = map(np.array, case)
+    target = tensor(t)
+
+    def loss_and_slope(flat):
+        x = tensor(flat).view(t.shape).requires_grad_()
+        value = last_torch(x, target)
+        value.backward()
+        return value.item(), x.grad.flatten().numpy()
+
+    # From any start the minimum has these degrees, and there is no other: only a constant per
+    # problem is free.
+    found = optimize.minimize(loss_and_slope, start.ravel(), jac=True, tol=1e-10).x
+    check.equal(form(found.reshape(t.shape).tolist()), t, tol=1e-5)
+    bend = torch.autograd.functional.hessian(
+        lambda x: last_torch(x.view(t.shape), target), tensor(found)
+    )
+    bends = torch.linalg.eigvalsh(bend)
+    check.equal(bends[: len(t)], torch.zeros(len(t)), tol=1e-10)
+    check.at_most(1e-6, bends[len(t)])
 
 
 @pytest.mark.equation(
