@@ -68,8 +68,10 @@ def result(out):
     files = {
         path.relative_to(out).as_posix(): path.read_bytes()
         for path in sorted(out.rglob("*"))
-        if path.is_file() and path.name != "record.json"
+        if path.is_file() and path.name not in ("record.json", "README.md")
     }
+    card = (out / "best" / "README.md").read_text("utf-8").replace(f"--out {out.name}", "--out …")
+    files["card"] = [line for line in card.splitlines() if not line.startswith("Code: ")]
     return record, files
 
 
