@@ -62,7 +62,7 @@ $(READY): requirements.txt requirements-torch.txt pyproject.toml
 	  --config-settings editable_mode=compat -e .
 	touch $@
 
-# Cached outputs know nothing of the code they import: another lib, another build.
+# Cached pages know nothing of the code that was checked for them: another lib, another build.
 _build/.fresh: $(READY) $(shell find lib book/_ext tools -name '*.py') _config.yml _toc.yml
 	rm -rf _build
 	mkdir -p _build
