@@ -78,8 +78,8 @@ class TestLock:
 
 def test_every_package_that_is_imported_is_asked_for():
     """By its own name, not as another's dependency: in the library, tests, tools and pages."""
-    folders = ("lib", "tests", "tools", "benchmarks", "experiments", "references", "book/_ext")
-    sources = {p: p.read_text("utf-8") for name in folders for p in (ROOT / name).rglob("*.py")}
+    packages = ("lib", "tests", "tools", "benchmarks", "experiments", "references", "book/_ext")
+    sources = {p: p.read_text("utf-8") for name in packages for p in (ROOT / name).rglob("*.py")}
     for page in (ROOT / "book").rglob("*.md"):
         cells = re.findall(
             r"```{code-cell}[^\n]*\n(?:---\n.*?---\n|(?::.*\n)+)?(.*?)```",
@@ -94,7 +94,8 @@ def test_every_package_that_is_imported_is_asked_for():
                 imported |= {alias.name.partition(".")[0]: path for alias in node.names}
             elif isinstance(node, ast.ImportFrom) and node.level == 0:
                 imported[node.module.partition(".")[0]] = path
-    ours = {path.stem for path in (ROOT / "book/_ext").glob("*.py")}
+    folders = (ROOT, ROOT / "book/_ext")
+    ours = {path.stem for folder in folders for path in folder.glob("*.py")}
     ours |= {"lib", "tests", "tools", "benchmarks", "experiments", "references", "torch"}
     found = metadata.packages_distributions()
     for name, path in imported.items():
