@@ -15,6 +15,7 @@ from sphinx_external_toc.collectors import TocTreeCollectorWithStyles
 MATHJAX_MAIN = "tex-chtml-full.js"
 MATHJAX_KEPT = (MATHJAX_MAIN, "output/chtml/fonts/woff-v2/")
 REPOSITORY = re.compile(r"https://github\.com/([\w.-]+)/([\w.-]+)")
+EMPTY_HEAD = re.compile(r"<th( class=\"head[^\"]*\")>\s*(?:<p></p>)?\s*</th>")
 CHAPTER = re.compile(r"book/(\d\d)_\w+/")
 SHOWN = ("torch", "numpy", "transformers", "matplotlib", "jupyter-book", "Sphinx")
 
@@ -107,9 +108,13 @@ def drop_thebe(app, pagename, templatename, context, doctree):
 
 
 def name_roles(app, pagename, templatename, context, doctree):
-    """Call entries of a list list items: docutils gives them a role that ARIA has given up."""
+    """Call entries of a list list items, which docutils gives a role that ARIA has given up.
+
+    An empty corner of a table is no head of a column.
+    """
     if "body" in context:
-        context["body"] = context["body"].replace('role="doc-biblioentry"', 'role="listitem"')
+        body = context["body"].replace('role="doc-biblioentry"', 'role="listitem"')
+        context["body"] = EMPTY_HEAD.sub(r"<td\1></td>", body)
 
 
 def leave_section(self, node):

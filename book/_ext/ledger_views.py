@@ -11,6 +11,7 @@ from sphinx.util.osutil import relative_uri
 from tools.ledger.graph import Node, draw
 from tools.ledger.records import FAIL, PASSES, UNCHECKED, VERIFIED
 
+CHAPTER = re.compile(r"book/(\d\d)_")
 MARK = {VERIFIED: "✓", PASSES: "○", UNCHECKED: "?", FAIL: "✗"}
 
 
@@ -179,6 +180,8 @@ def graphs(ledger, links, _argument):
     for count, page in enumerate(pages, 1):
         own = [k for k, record in ledger.records.items() if record.equation.file == page]
         title = ledger.titles.get(page, page)
+        if chapter := CHAPTER.match(page):  # several have a page of the same name
+            title = f"{int(chapter[1])}. {title}"
         parts.append(_graph(ledger, links, own, f"page{count}", title))
     return _raw("\n".join([whole, *parts]))
 
