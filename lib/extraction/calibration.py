@@ -478,7 +478,8 @@ def _joined(sentences: Sequence[Candidates], threshold: float) -> tuple[Tensor, 
         for low, score, right in sentence.ranges()
         if threshold == -inf or low <= threshold < score
     ]
-    return torch.tensor(found, dtype=torch.float64).view(-1, 2).unbind(1)  # type: ignore[return-value]
+    pairs = torch.tensor(found, dtype=torch.float64).view(-1, 2)
+    return pairs[:, 0], pairs[:, 1]
 
 
 def _gains(counts: Tensor) -> Tensor:
