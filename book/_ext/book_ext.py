@@ -107,12 +107,10 @@ def drop_thebe(app, pagename, templatename, context, doctree):
     ]
 
 
-def name_roles(app, pagename, templatename, context, doctree):
-    """Call entries of a list list items, which docutils gives a role that ARIA has given up.
-
-    An empty corner of a table is no head of a column.
-    """
+def mend_markup(app, pagename, templatename, context, doctree):
+    """Mend what screen readers are told wrongly: entries of a list, empty heads of columns."""
     if "body" in context:
+        # Docutils gives the entries a role that ARIA has given up.
         body = context["body"].replace('role="doc-biblioentry"', 'role="listitem"')
         context["body"] = EMPTY_HEAD.sub(r"<td\1></td>", body)
 
@@ -135,5 +133,5 @@ def setup(app):
     app.connect("config-inited", leave_out_sources)
     app.connect("build-finished", copy_mathjax)
     app.connect("html-page-context", drop_thebe, priority=900)
-    app.connect("html-page-context", name_roles)
+    app.connect("html-page-context", mend_markup)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
