@@ -95,7 +95,6 @@ def main(arguments: list[str] | None = None) -> int:
     torch.set_num_threads(1)
     results: list[dict[str, Any]] = []
     for rows, cells, rounds in SIZES:
-        torch.compiler.reset()
         works = competitors(rows, cells)
         for work in works.values():
             work()  # compile

@@ -131,7 +131,7 @@ def competitors(load: Workload) -> dict[str, Callable[[], object]]:
     at = (cells >= 0).nonzero(as_tuple=True)
     targets[at[0], at[1], cells[at]] = 1
 
-    compiled = torch.compile(plain_dense)
+    compiled = measure.freshly_compiled(plain_dense)
     works["torch.compile dense"] = both(lambda: compiled(parts(), targets, below))
     peer = bert4torch_losses()
     if peer is not None:
@@ -213,7 +213,7 @@ def standard(load: Workload) -> dict[str, Callable[[], object]]:
             streaming_zlpr_loss(*leaves, positives, causal=True), leaves
         )
     }
-    compiled = torch.compile(plain_products)
+    compiled = measure.freshly_compiled(plain_products)
     works["torch.compile dense"] = lambda: torch.autograd.grad(
         compiled(*leaves, targets, below), leaves
     )

@@ -16,7 +16,15 @@ import torch
 
 from lib.records import write_record
 
-__all__ = ["compiled", "hardware", "in_turn", "peak_mib", "versions", "write_record"]
+__all__ = [
+    "compiled",
+    "freshly_compiled",
+    "hardware",
+    "in_turn",
+    "peak_mib",
+    "versions",
+    "write_record",
+]
 
 Work = Callable[[], object]
 
@@ -47,11 +55,21 @@ def in_turn(works: Mapping[str, Work], *, rounds: int) -> dict[str, Any]:
     }
 
 
+def freshly_compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Compile a function for the sizes it is called with, after forgetting all that was compiled.
+
+    After a few sizes of one function PyTorch would run the function itself, without a word but a
+    warning, and that is what would be measured.
+    """
+    torch.compiler.reset()
+    return torch.compile(function, dynamic=False, fullgraph=True)
+
+
 def compiled(
     loss: Callable[..., torch.Tensor], *arguments: torch.Tensor
 ) -> Callable[..., Any] | None:
     """Compile a loss and run it forward and back once; None, and a line, where that fails."""
-    fused = torch.compile(loss, dynamic=False)
+    fused = freshly_compiled(loss)
     try:
         torch.autograd.backward(fused(*arguments))
     except Exception as error:  # no compiler, or none that it can find

@@ -25,6 +25,7 @@ from lib._rows import (
 __all__ = ["powers_of_positives", "reduced_loss"]
 
 _AT_ONCE_CELLS = 1 << 18  # narrow scores up to here are worth a table that is kept
+_ONE = torch.ones((), device="cpu")  # a number of Python makes a small operation twice as slow
 _LISTED_SHARE = 1 / 32  # padded lists up to this share of all cells are faster than a dense pass
 
 
@@ -294,37 +295,44 @@ class _AtOnce(torch.autograd.Function):
         dtype = _checks.compute_dtype(rows.dtype)
         powers = rows.new_empty((2, *rows.shape), dtype=dtype)
         push, pull = powers.unbind()
-        _powers(rows.to(dtype), numbers(positive, pull), mask, (push, pull))
+        scores = rows if rows.dtype == dtype else rows.to(dtype)
+        _powers(scores, numbers(positive, pull), mask, (push, pull))
         totals = powers.sum(-1, keepdim=True)
-        losses = totals.log1p().sum(0).squeeze(1)
+        count = totals.new_full((), len(rows)) if reduction == "mean" else None
+        losses = totals.log1p().sum(0)
         gradient = None
         if ctx.needs_input_grad[0]:
+            powers.mul_(totals.add_(_ONE).reciprocal_())
             # Of each cell one is 0: the difference holds both, and is exact.
-            powers.mul_(totals.add_(1).reciprocal_())
-            gradient = push.sub(pull)
+            gradient = push.sub_(pull)
         ctx.reduction = reduction
-        ctx.save_for_backward(rows, positive, mask, gradient)
+        ctx.save_for_backward(rows, positive, mask, gradient, count)
         if mask is not None:  # nothing of such a positive has entered the sums
             lost = (positive.bool() & ~mask).any(-1)
             bad = lost if bad is None else bad | lost
         if bad is not None:
-            losses.masked_fill_(bad, nan)
-        return _checks.reduce(losses, reduction)
+            losses.masked_fill_(bad.unsqueeze(1), nan)
+        if reduction == "none":
+            return losses.squeeze(1)
+        return losses.sum() if count is None else losses.sum().div_(count)
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
-        rows, positive, mask, gradient = ctx.saved_tensors
+        rows, positive, mask, gradient, count = ctx.saved_tensors
         if needs_formula(upstream):
 
             def again(scores: Tensor) -> Tensor:
                 return _checks.reduce(_formula(scores, positive, mask, False), ctx.reduction)
 
             return *by_autograd(again, [rows], [True], upstream), None, None, None, None
-        if ctx.reduction == "mean":
-            upstream = upstream / len(rows)
+        if count is not None:
+            upstream = upstream / count
         elif ctx.reduction == "none":
             upstream = upstream.unsqueeze(1)
-        return (gradient * upstream).to(rows.dtype), None, None, None, None
+        gradient = gradient * upstream
+        if gradient.dtype != rows.dtype:
+            gradient = gradient.to(rows.dtype)
+        return gradient, None, None, None, None
 
 
 class _ByTable(torch.autograd.Function):
