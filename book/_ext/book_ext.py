@@ -1,10 +1,12 @@
-"""Sphinx extension of the book: numbers of chapters, MathJax from the site itself, versions."""
+"""Sphinx extension of the book: numbers of chapters, years of sources, MathJax, versions."""
 
 import platform
 import re
 import shutil
+from collections import defaultdict
 from importlib.metadata import files, version
 from pathlib import Path
+from string import ascii_lowercase
 
 from docutils import nodes
 from sphinx.errors import ExtensionError
@@ -115,6 +117,23 @@ def mend_markup(app, pagename, templatename, context, doctree):
         context["body"] = EMPTY_HEAD.sub(r"<td\1></td>", body)
 
 
+def tell_years_apart(app):
+    """Add a letter to the year where the same authors have several sources of one year."""
+    alike = defaultdict(list)
+    for entry in app.env.get_domain("cite").bibdata.data.entries.values():
+        if (year := entry.fields.get("year")) is None:
+            continue
+        names = [" ".join(person.last_names) for person in entry.persons["author"]]
+        # As citations are shown: from three authors on, the first of them.
+        shown = tuple(names) if len(names) < 3 else (names[0], "et al.")
+        alike[shown, year.rstrip(ascii_lowercase)].append(entry)
+    for (_, year), entries in alike.items():
+        if len(entries) > 1:
+            entries.sort(key=lambda entry: [int(entry.fields.get(k, 13)) for k in ("month", "day")])
+            for letter, entry in zip(ascii_lowercase, entries, strict=False):
+                entry.fields["year"] = year + letter
+
+
 def leave_section(self, node):
     """Forget a section's title, if it had one: exercises are sections without."""
     if any(isinstance(child, nodes.title) for child in node.children) and self.title_stack:
@@ -131,6 +150,7 @@ def setup(app):
     app.connect("config-inited", use_local_mathjax)
     app.connect("config-inited", promise_what_exists)
     app.connect("config-inited", leave_out_sources)
+    app.connect("builder-inited", tell_years_apart)
     app.connect("build-finished", copy_mathjax)
     app.connect("html-page-context", drop_thebe, priority=900)
     app.connect("html-page-context", mend_markup)
