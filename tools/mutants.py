@@ -148,7 +148,7 @@ MUTANTS = (
     _zlpr("bad = top == inf if", "bad = top != top if"),
     _zlpr("(positive.bool() & ~mask)", "(positive.bool() & mask)"),
     # small inputs, and narrow scores in parts
-    _zlpr("upstream = upstream / len(rows)", "pass"),
+    _zlpr("upstream = upstream / count", "pass"),
     _zlpr("push.mul_(mask)", "pass"),
     _zlpr("return push.sub_(pull), pull", "return push, pull"),
     _zlpr("positives + 1, 1.0)", "positives.clamp(min=0) + 1, 1.0)"),
