@@ -2,8 +2,9 @@
 
 One package per chapter, of the chapter's name: ``lib.softmax``, ``lib.zlpr``, ``lib.soft_zlpr``,
 ``lib.global_pointer``, ``lib.divergence``, ``lib.exact``, ``lib.emo``, ``lib.casrel``,
-``lib.gplinker``. What the last two share is ``lib.extraction``; ``lib.figures`` draws the book's
-figures. Import the package you need: ``from lib.zlpr import zlpr_loss``.
+``lib.gplinker``. What the last two share is ``lib.extraction``; ``lib.check`` answers to the
+book's exercises, and ``lib.figures`` draws its figures. Import the package you need:
+``from lib.zlpr import zlpr_loss``.
 The losses need PyTorch alone; what needs more says which extra of the package brings it.
 """
 

@@ -88,7 +88,19 @@ def _divergence(old: str, new: str, name: str = "scores") -> Mutant:
     return Mutant(f"lib/divergence/{name}.py", old, new, ("tests/test_divergence.py",))
 
 
+def _check(old: str, new: str, file: str = "_report") -> Mutant:
+    return Mutant(f"lib/check/{file}.py", old, new, ("tests/test_check.py",))
+
+
 MUTANTS = (
+    # exercises: what is told of an answer, and which slip it is taken for
+    _check("if not _same(copies[name], before):", "if False:"),
+    _check("all(same is not False for k, same in seen.items() if k < place)", "True"),
+    _check("sum(same is True for same in seen.values())", "0"),
+    _check("torch.linspace(1, 2, value", "torch.linspace(1, 1, value"),
+    _check("else slope.to(value.dtype)", "else slope"),
+    _check("if found.count(item) > 1:", "if False:"),
+    _check("second = sum(win[:, k]", "second = sum(lose[:, k]", "_exact"),
     # divergences: digits of small changes, cells that do not count, the two uses
     _divergence("gain.log1p()", "(1 + gain).log()", "_regret"),
     _divergence("(both.sum(-1) + a * b)", "both.sum(-1)", "_regret"),
