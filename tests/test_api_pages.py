@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
+import lib.check
+
 PAGES = Path(__file__).resolve().parents[1] / "book" / "api"
 LOSSES = ("softmax", "zlpr", "soft_zlpr", "exact", "emo", "divergence", "global_pointer")
 LOOPS = (*LOSSES, "casrel", "gplinker")
@@ -18,7 +20,7 @@ def read(name: str) -> str:
     return (PAGES / f"{name}.md").read_text("utf-8")
 
 
-@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize("name", [*LOSSES, "check"])
 def test_every_public_name_stands_on_its_page_functions_first(name):
     found = DIRECTIVE.findall(read(name))
     assert {package for _, package, _ in found} == {name}
@@ -30,6 +32,16 @@ def test_every_public_name_stands_on_its_page_functions_first(name):
         value = getattr(module, public)
         expected = "class" if isinstance(value, type) else "function"
         assert kind == ("data" if typing.get_origin(value) else expected)
+
+
+def test_exercises_that_answer_stand_in_the_chapters_two_in_each():
+    chapters = sorted(PAGES.parent.glob("0*/index.md"))
+    called = [
+        set(re.findall(r"^check\.(\w+)\(", page.read_text("utf-8"), re.MULTILINE))
+        for page in chapters
+    ]
+    assert [len(names) >= 2 for names in called] == [True] * 9
+    assert sorted(set().union(*called)) == sorted(set(lib.check.__all__) - {"Report"})
 
 
 @pytest.mark.parametrize("name", LOOPS)

@@ -134,7 +134,12 @@ class TestBesideTorchAlone:
             for full, home in report["public"].items()
             if not full.startswith("lib.extraction.")
         }
-        assert {full.split(".")[1] for full in offered} == {*CHAPTERS, "casrel", "gplinker"}
+        assert {full.split(".")[1] for full in offered} == {
+            *CHAPTERS,
+            "casrel",
+            "check",
+            "gplinker",
+        }
         assert {full for full, home in offered.items() if home not in report["used"]} == set()
 
     def test_what_lacks_a_package_names_its_extra(self, report):

@@ -52,6 +52,15 @@ class Report:
         What is wrong, and often why; empty if all hold.
     evidence
         The input that shows it, what was expected and what was got, as text.
+
+    Examples
+    --------
+    >>> from lib import check
+    >>> report = check.nearest_end_spans(lambda starts, ends: [(a, max(ends)) for a in starts])
+    >>> report.ok, report.broken
+    (False, 'two spans apart')
+    >>> report.evidence[-2:]
+    (('expected', '[(0, 1), (3, 5)]'), ('got', '[(0, 5), (3, 5)]'))
     """
 
     exercise: str
