@@ -106,6 +106,24 @@ def test_what_passes_is_written_and_needs_a_reason(tmp_path):
     assert outcomes.load(tmp_path)[NAME]["survivors"] == dict.fromkeys(forms, reason)
 
 
+def test_a_test_without_an_outcome_is_a_problem(tmp_path):
+    project(tmp_path)
+    assert command(tmp_path, "--check") == (
+        1,
+        f"{NAME}: its wrong forms have not run since it changed\n"
+        "0 wrong forms made by machine, 0 pass with a reason\n1 problems\n",
+    )
+
+
+def test_a_form_of_which_none_can_be_made_is_seen_to_have_been_tried(tmp_path):
+    test = project(tmp_path)
+    test.write_text(TEST.replace("lambda x: max(x, 1.0) * 2", "(2.0).__mul__"), "utf-8")
+    assert command(tmp_path, "--rootdir", str(tmp_path))[0] == 0
+    (found,) = outcomes.load(tmp_path).values()
+    assert (found["caught"], found["survivors"]) == (0, {})
+    assert command(tmp_path, "--check")[0] == 0
+
+
 def test_an_outcome_without_its_test_is_a_problem(tmp_path):
     project(tmp_path).write_text("", "utf-8")
     outcomes.save(tmp_path, {NAME: {"label": "eq:double", "caught": 1, "survivors": {}}})

@@ -29,7 +29,7 @@ class Digests:
 
     def __init__(self, root: Path) -> None:
         self.root = root
-        self._rules = ast.dump(_parse(Path(mutation.__file__)))
+        self._rules = _text(_parse(Path(mutation.__file__)))
         self._files: dict[str, tuple[str, dict[str, ast.stmt]]] = {}
 
     def tests(self) -> Iterator[str]:
@@ -53,7 +53,7 @@ class Digests:
                 used.add(one)
                 nodes = ast.walk(definitions[one])
                 due += [node.id for node in nodes if isinstance(node, ast.Name)]
-        text = "".join(ast.dump(definitions[one]) for one in sorted(used))
+        text = "".join(_text(definitions[one]) for one in sorted(used))
         return hashlib.sha256((self._rules + always + text).encode()).hexdigest()[:16]
 
     def _read(self, file: str) -> tuple[str, dict[str, ast.stmt]]:
@@ -65,7 +65,7 @@ class Digests:
                 found = dict(_defined(node))
                 definitions |= found
                 if not found:
-                    always += ast.dump(node)
+                    always += _text(node)
             self._files[file] = always, definitions
         return self._files[file]
 
@@ -77,6 +77,17 @@ def _parse(path: Path) -> ast.Module:
         if isinstance(node, DOCUMENTED) and ast.get_docstring(node) is not None:
             node.body[0] = ast.Pass()
     return tree
+
+
+def _text(part: Any) -> str:
+    """Return what code says, the same under each version of Python: ast.dump is not."""
+    if isinstance(part, list):
+        return f"[{','.join(map(_text, part))}]"
+    if not isinstance(part, ast.AST):
+        return repr(part)
+    # A field of a later version is empty in code that an earlier one reads.
+    said = [(name, value) for name, value in ast.iter_fields(part) if value not in (None, [])]
+    return f"{type(part).__name__}({','.join(f'{name}={_text(value)}' for name, value in said)})"
 
 
 def _defined(node: ast.stmt) -> Iterator[tuple[str, ast.stmt]]:

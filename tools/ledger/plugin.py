@@ -109,8 +109,9 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     forms = [(None, mark.kwargs["right"]), *mark.kwargs["wrong"].items()]
     ids = ["right", *(f"wrong: {slip}" for slip in mark.kwargs["wrong"])]
     if metafunc.config.getoption("--ledger-mutants"):
-        forms = list(mutation.mutants(mark.kwargs["right"], mark.args[0]).items())
-        ids = [name for name, _ in forms]
+        made = mutation.mutants(mark.kwargs["right"], mark.args[0])
+        forms = list(made.items()) or forms[:1]  # so that this, too, is seen to have been tried
+        ids = list(made) or ids[:1]
     metafunc.parametrize("form", forms, ids=ids, indirect=True)
 
 
@@ -314,9 +315,10 @@ class MutantRecorder:
         """Enter one form's outcome; a test under several parameters catches it under any."""
         for name, value in report.user_properties:
             if name == "mutant":
-                test, label, form, survived = cast("tuple[str, str, str, bool]", value)
+                test, label, form, survived = cast("tuple[str, str, str | None, bool]", value)
                 entry = self.seen.setdefault(test, {"label": label, "forms": {}})
-                entry["forms"][form] = entry["forms"].get(form, True) and survived
+                if form is not None:
+                    entry["forms"][form] = entry["forms"].get(form, True) and survived
 
     def pytest_sessionfinish(self) -> None:
         """Merge into the file; the reasons of forms that pass again are kept."""
