@@ -4,14 +4,16 @@ The ledger itself is plain data (``tools.ledger``). This extension reads it once
 each of its problems a warning (the book is built with ``-W``), sets a status line under each
 numbered equation, and fills the places that these mark:
 
-``{ledger-table}``, ``{ledger-graphs}``, ``{ledger-differences}``
-    directives: the records, the dependency graphs, the differences from sources;
+``{ledger-table}``, ``{ledger-forms}``, ``{ledger-graphs}``, ``{ledger-differences}``
+    directives: the records, the wrong forms of each chapter, the dependency graphs, the
+    differences from sources;
 ``{ledger-code} lib.module``
     directive: the equations that a module's functions compute;
 ``{ledger-counts}``
     directive: a sentence that says how much was checked;
 ``{ledger-count}`equations```
-    role: one of the numbers: equations, verified, checks, controls, functions, differences.
+    role: one of the numbers: equations, verified, checks, controls (wrong forms written by hand),
+    mutants (those made by machine), survivors (which of these pass), functions, differences.
 """
 
 import json
@@ -19,7 +21,7 @@ import shutil
 from pathlib import Path
 
 from docutils import nodes
-from ledger_views import MARK, Links, code_list, counts, differences, graphs, table
+from ledger_views import MARK, Links, code_list, counts, differences, forms, graphs, table
 from sphinx.errors import ExtensionError
 from sphinx.transforms.post_transforms import SphinxPostTransform
 from sphinx.util import logging
@@ -34,6 +36,7 @@ log = logging.getLogger(__name__)
 SCHEMA = Path(results.__file__).with_name("schema.json")
 VIEWS = {
     "ledger-table": table,
+    "ledger-forms": forms,
     "ledger-graphs": graphs,
     "ledger-differences": differences,
     "ledger-code": code_list,

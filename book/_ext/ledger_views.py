@@ -162,14 +162,61 @@ def _row(record, ledger, links):
 def _check(check, links):
     name = f"<code>{escape(check.test.rpartition('::')[2])}</code>"
     slips = "".join(f"<li>{escape(slip)}</li>" for slip in check.slips)
-    forms = "1 wrong form" if len(check.slips) == 1 else f"{len(check.slips)} wrong forms"
+    wrong = "1 wrong form" if len(check.slips) == 1 else f"{len(check.slips)} wrong forms"
+    made = check.caught + len(check.survivors)
+    if made:
+        wrong += f" and {check.caught} of {made} made by machine"
+    passing = "".join(
+        f"<li>passes: <code>{escape(form)}</code>, {escape(reason)}</li>"
+        for form, reason in check.survivors.items()
+    )
     caught = (
-        f'<details class="eq-small"><summary>catches {forms}</summary><ul>{slips}</ul></details>'
+        f'<details class="eq-small"><summary>catches {wrong}</summary>'
+        f"<ul>{slips}{passing}</ul></details>"
         if slips
         else ""
     )
     measured = _measured(check) if check.outcome == "passed" else check.outcome
     return f"<li>{measured}: {_a(links.source(check.file, check.line), name)}{caught}</li>"
+
+
+FORMS = ("Chapter", "Equations", "Tests", "Written by hand", "Made by machine", "Of these pass")
+
+
+def forms(ledger, links, _argument):
+    """Return, for each chapter and in total, how many wrong forms its tests were given."""
+    rows = {}
+    for record in ledger.records.values():
+        rows.setdefault(_chapter(ledger, record.equation.file), []).append(record)
+    rows["All"] = list(ledger.records.values())
+    head = "".join(f'<th scope="col">{name}</th>' for name in FORMS)
+    body = "\n".join(
+        f'<tr><th scope="row">{escape(title)}</th>'
+        + "".join(f"<td>{number}</td>" for number in _forms(records))
+        + "</tr>"
+        for title, records in rows.items()
+    )
+    return _raw(
+        '<table class="table"><caption>The wrong forms that the tests were given. '
+        "All that were written by hand are caught.</caption>"
+        f"<thead><tr>{head}</tr></thead><tbody>\n{body}\n</tbody></table>"
+    )
+
+
+def _chapter(ledger, page):
+    """Return the name of the chapter that a page belongs to, or of the page outside of them."""
+    chapter = CHAPTER.match(page)
+    index = f"{page.rpartition('/')[0]}/index.md"
+    title = ledger.titles.get(index if chapter else page, ledger.titles.get(page, page))
+    return f"{int(chapter[1])}. {title}" if chapter else title
+
+
+def _forms(records):
+    checks = [check for record in records for check in record.checks]
+    passing = sum(len(check.survivors) for check in checks)
+    by_hand = sum(len(check.slips) for check in checks)
+    made = sum(check.caught for check in checks) + passing
+    return len(records), len(checks), by_hand, made, passing
 
 
 def graphs(ledger, links, _argument):
@@ -268,7 +315,8 @@ def counts(ledger, links, _argument):
     for strong, text in (
         (f"{n['verified']} of {n['equations']}", " numbered equations verified by "),
         (f"{n['checks']}", " tests, which also caught "),
-        (f"{n['controls']}", " deliberately wrong forms; "),
+        (f"{n['controls']}", " deliberately wrong forms and "),
+        (f"{n['mutants'] - n['survivors']} of {n['mutants']}", " made by machine; "),
         (f"{n['functions']}", " library functions tied to their equations; "),
         (f"{n['differences']}", " places where a source says otherwise."),
     ):

@@ -7,6 +7,8 @@ import shutil
 import jsonschema
 import pytest
 
+from tools.ledger import outcomes
+
 TEXT, TESTS = "book/01_toy.md", "tests/test_toy.py"
 SHIFT = "f(x + c) = f(x) + c"
 STALE_NOTEBOOK = """
@@ -21,7 +23,8 @@ def setup(app):
 
 def test_a_sound_book_builds(sound):
     assert sound.problems() == [
-        "2 equations, 2 verified, 2 checks, 2 controls, 1 functions, 1 differences"
+        "2 equations, 2 verified, 2 checks, 2 controls, 0 mutants, 0 survivors, "
+        "1 functions, 1 differences"
     ]
     theme = [
         "extensions=myst_parser,ledger_ext,sphinx_book_theme",
@@ -58,6 +61,39 @@ def test_a_sound_book_builds(sound):
     jsonschema.validate(data, json.loads(sound.page("ledger.schema.json")))
     assert [record["status"] for record in data["equations"]] == ["verified", "verified"]
     assert data["equations"][1]["premises"] == ["eq:toy-lse"]
+
+
+def test_forms_made_by_machine_are_counted_beside_those_by_hand(project):
+    """By chapter and in total, with the reason of what passes, until the test changes."""
+    file = "tests/equations/test_toy.py"
+    (project.root / file).parent.mkdir()
+    (project.root / TESTS).rename(project.root / file)
+    assert project.pytest().returncode == 0
+    test = f"{file}::test_shift"
+    outcomes.save(
+        project.root,
+        {
+            test: {
+                "label": "eq:toy-shift",
+                "digest": outcomes.Digests(project.root).of(test),
+                "caught": 4,
+                "survivors": {"c → c < d": "a reason"},
+            }
+        },
+    )
+    project.edit("book/ledger.md", "# Ledger\n", "# Ledger\n\n```{ledger-forms}\n```\n")
+    assert project.build() == (0, "")
+    page, front = project.page("book/ledger.html"), project.page("book/intro.html")
+    for title in ("1. Toys", "All"):
+        row = f'<th scope="row">{title}</th>' + "".join(f"<td>{n}</td>" for n in (2, 2, 2, 5, 1))
+        assert row in page
+    assert "catches 1 wrong form and 4 of 5 made by machine" in page
+    assert "<li>passes: <code>c → c &lt; d</code>, a reason</li>" in page
+    assert "4 of 5</strong> made by machine" in front
+    jsonschema.validate(*(json.loads(project.page(f"ledger{s}.json")) for s in ("", ".schema")))
+
+    project.edit(file, "lse(xs) + form(c)", "form(c) + lse(xs)")
+    assert project.ledger().counts["mutants"] == 0
 
 
 def marker(project, label):

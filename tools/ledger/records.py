@@ -8,7 +8,7 @@ from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 from typing import Any
 
-from tools.ledger import results
+from tools.ledger import outcomes, results
 from tools.ledger.equations import Equation, Problem, read_book
 from tools.ledger.lock import LOCK, is_locked, load_lock
 from tools.ledger.sources import Function, Marker, read_functions, read_markers
@@ -50,6 +50,8 @@ class Check:
     order: float | None = None
     used: list[str] = field(default_factory=list)
     slips: list[str] = field(default_factory=list)  # the wrong forms, each caught
+    caught: int = 0  # how many of the wrong forms made by machine were caught
+    survivors: dict[str, str] = field(default_factory=dict)  # those that pass, and why
 
 
 @dataclass
@@ -99,13 +101,17 @@ class Ledger:
 
     @property
     def counts(self) -> dict[str, int]:
-        """How many equations, verified ones, checks, caught wrong forms and differences."""
+        """How many equations, verified ones, checks, wrong forms by origin, and differences."""
         records = self.records.values()
+        checks = [check for record in records for check in record.checks]
+        survivors = sum(len(check.survivors) for check in checks)
         return {
             "equations": len(records),
             "verified": sum(record.status == VERIFIED for record in records),
-            "checks": sum(len(record.checks) for record in records),
-            "controls": sum(len(record.slips) for record in records),
+            "checks": len(checks),
+            "controls": sum(len(check.slips) for check in checks),
+            "mutants": sum(check.caught for check in checks) + survivors,
+            "survivors": survivors,
             "functions": len({f.name for record in records for f in record.functions}),
             "differences": len(self.differences),
         }
@@ -137,6 +143,7 @@ def read_ledger(root: Path, stored: Path | None = None) -> Ledger:
     ledger.records = {label: Record(equation) for label, equation in book.equations.items()}
     _join_functions(ledger, read_functions(root))
     _join_tests(ledger, read_markers(root), _outcomes(root, stored))
+    _join_mutants(ledger, root)
     for record in ledger.records.values():
         _judge(record)
     _join_premises(ledger)
@@ -242,6 +249,17 @@ def _take(ledger: Ledger, record: Record, marker: Marker, outcome: Mapping[str, 
     record.kind = record.kind or outcome["kind"]
     record.source = record.source or outcome["source"] or ""
     record.hypotheses = record.hypotheses or outcome["hypotheses"] or ""
+
+
+def _join_mutants(ledger: Ledger, root: Path) -> None:
+    """Give each check what became of its wrong forms made by machine, unless it has changed."""
+    kept = outcomes.load(root)
+    old = set(outcomes.stale(root))
+    for record in ledger.records.values():
+        for check in record.checks:
+            if check.test in kept and check.test not in old:
+                check.caught = kept[check.test]["caught"]
+                check.survivors = dict(kept[check.test]["survivors"])
 
 
 def _difference(marker: Marker, outcome: Mapping[str, Any]) -> Difference:
