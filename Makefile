@@ -21,9 +21,18 @@ book: $(READY) _build/.fresh
 	$(BIN)/jupyter-book build . -n -W --keep-going
 	@echo "The book: $(SITE)/index.html"
 
+# One chapter: make test CHAPTER=02 runs what has its name in each wing. The ledger is not asked:
+# it would miss the other chapters.
+ifdef CHAPTER
+ROOM := $(patsubst book/$(CHAPTER)_%/index.md,%,$(wildcard book/$(CHAPTER)_*/index.md))
+$(if $(ROOM),,$(error CHAPTER must be a number as in book/02_zlpr, got $(CHAPTER)))
+TESTS := book/$(CHAPTER)_$(ROOM) lib/$(ROOM) tests/equations/test_$(ROOM).py \
+  $(wildcard tests/test_$(ROOM).py tests/test_$(ROOM)_*.py)
+endif
+
 test: $(READY)
-	$(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile $(PYTEST_FLAGS)
-	$(BIN)/python -m tools.ledger check
+	$(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile $(PYTEST_FLAGS) $(TESTS)
+	$(if $(CHAPTER),,$(BIN)/python -m tools.ledger check)
 
 # The notebooks again, with the instruction sets that an old processor has.
 test-other-cpu: $(READY)

@@ -1,6 +1,7 @@
 """What is installed, by whom: the lists of packages, the workflows and the README agree."""
 
 import ast
+import os
 import re
 import subprocess
 import sys
@@ -115,6 +116,35 @@ def test_the_conda_environment_holds_what_make_needs():
     floor = PROJECT["requires-python"].removeprefix(">=")
     assert set(environment["dependencies"]) == {f"python={floor}", "git", "make"}
     assert re.search(r"Python 3\.11 or newer, git and make; nothing else", text("README.md"))
+
+
+def make_test(*settings):
+    """Return what make would run, one command a line."""
+    make = ["make", "--dry-run", "--old-file=.venv/.ready", "test", *settings]
+    # Without the settings of a make that runs these tests.
+    space = {name: value for name, value in os.environ.items() if not name.startswith("MAKE")}
+    return subprocess.run(make, cwd=ROOT, env=space, capture_output=True, text=True, check=False)
+
+
+class TestOneChapter:
+    @pytest.mark.parametrize("path", sorted((ROOT / "book").glob("[0-9]*_*")), ids=lambda p: p.name)
+    def test_what_has_its_name_in_each_wing_runs(self, path):
+        number, _, name = path.name.partition("_")
+        (command,) = make_test(f"CHAPTER={number}").stdout.splitlines()
+        run = {word for word in command.split() if "/" in word} - {".venv/bin/python"}
+        rooms = {f"book/{path.name}", f"lib/{name}", f"tests/equations/test_{name}.py"}
+        assert rooms | {f"tests/test_{name}.py"} <= run
+        assert all((ROOT / room).exists() for room in run)
+        assert all(name in room for room in run)
+
+    def test_without_a_chapter_all_run_and_the_ledger_is_checked(self):
+        tests, ledger = make_test().stdout.splitlines()
+        assert "/test_" not in tests
+        assert ledger.endswith("tools.ledger check")
+
+    def test_a_chapter_that_is_not_there_is_refused(self):
+        done = make_test("CHAPTER=2")
+        assert "CHAPTER must be a number as in book/02_zlpr, got 2" in done.stderr
 
 
 class TestVersionsOfPyTorch:
