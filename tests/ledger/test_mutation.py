@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from tools.ledger import mutation, outcomes
+from tools.ledger import mutation, outcomes, plugin
 from tools.ledger.__main__ import main
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -48,6 +48,17 @@ def test_numbers_and_tuples_are_changed_one_at_a_time():
         sum(a != b for a, b in zip(form, (1.0, 0.5), strict=True)) == 1 for form in made.values()
     )
     assert len(made) == 5  # twice 1.0 is 1.0 + 1: one form of six comes twice
+
+
+def test_what_never_ends_is_ended_each_time_it_is_tried():
+    def forever():
+        while True:
+            pass
+
+    with plugin._bounded(0.1):
+        for _ in range(2):
+            with pytest.raises(TimeoutError):
+                forever()
 
 
 PAGE = "# One\n\n$$\na\n$$ (eq:double)\n"

@@ -183,7 +183,7 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> Generator[None, Any, Any]
 
 
 @contextmanager
-def _bounded(seconds: int) -> Generator[None]:
+def _bounded(seconds: float) -> Generator[None]:
     """End what runs longer, in library calls too: a wrong form may never come to an end."""
 
     def end(_signal: int, _frame: Any) -> None:
@@ -191,7 +191,7 @@ def _bounded(seconds: int) -> Generator[None]:
 
     # Processor time: on a busy machine a form must not count as caught because others run.
     before = signal.signal(signal.SIGPROF, end)
-    signal.setitimer(signal.ITIMER_PROF, seconds)
+    signal.setitimer(signal.ITIMER_PROF, seconds, seconds)  # and again: Hypothesis tries twice
     try:
         yield
     finally:
