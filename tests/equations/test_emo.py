@@ -92,15 +92,15 @@ def cost(a, b):
 
 
 def mean(p, e):
-    return [sum(p[i] * e[i][k] for i in range(len(p))) for k in range(len(e[0]))]
+    return [sum(a * v for a, v in zip(p, column, strict=True)) for column in zip(*e, strict=True)]
 
 
 def bilinear(p, c, q):
-    return sum(p[i] * q[j] * c[i][j] for i in range(len(p)) for j in range(len(q)))
+    return sum(a * b * x for a, row in zip(p, c, strict=True) for b, x in zip(q, row, strict=True))
 
 
 def emo(p, e, target):
-    return sum(p[i] * cost(e[i], e[target]) for i in range(len(p)))
+    return sum(a * cost(row, e[target]) for a, row in zip(p, e, strict=True))
 
 
 def kernel(p, e, target):
@@ -182,12 +182,12 @@ def transport_by_vertices(p, q, c):
 )
 @given(cases(least=2, most=2, widths=(2, 4)))
 def test_transport_of_two_tokens(form, check, case):
-    c = case.costs()
-    value = form(case.p, case.q, c)
-    check.equal(value, programme(case.p, case.q, c)[0], tol=1e-9)
-    check.equal(value, ot.emd2(case.p, case.q, np.array(c)), tol=1e-9)
+    for c in (case.costs(), case.rng.uniform(0, 2, size=(2, 2)).tolist()):  # and any costs
+        value = form(case.p, case.q, c)
+        check.equal(value, programme(case.p, case.q, c)[0], tol=1e-9)
+        check.equal(value, ot.emd2(case.p, case.q, np.array(c)), tol=1e-9)
     exact = soft_emo_loss(tensor(case.s), tensor(case.q), tensor(case.e), by="transport")
-    check.equal(value, exact, tol=1e-9)
+    check.equal(form(case.p, case.q, case.costs()), exact, tol=1e-9)
 
 
 def dual_value(p, q, c, u):
@@ -223,7 +223,7 @@ def test_dual_prices(form, check, case):
     kind="gradient",
     source=STANDARD,
     hypotheses="the dual solution is unique up to a constant; scores by softmax",
-    right=lambda p, u: [p[j] * (u[j] - dot(p, u)) for j in range(len(p))],
+    right=lambda p, u: [a * (b - dot(p, u)) for a, b in zip(p, u, strict=True)],
     wrong={"the prices are not centred": lambda p, u: [p[j] * u[j] for j in range(len(p))]},
 )
 @given(cases(most=5, widths=(2, 4)))
@@ -253,7 +253,7 @@ def test_transport_gradient(form, check, case):
     kind="identity",
     source=SU2023,
     hypotheses="q puts all mass on one token; any costs",
-    right=lambda p, c, target: sum(p[i] * c[i][target] for i in range(len(p))),
+    right=lambda p, c, target: sum(a * row[target] for a, row in zip(p, c, strict=True)),
     wrong={
         "the cheapest token carries all": lambda p, c, target: min(
             c[i][target] for i in range(len(p)) if i != target
@@ -566,7 +566,7 @@ def test_orthogonal_embeddings(form, check, case):
 
 def emo_gradient(p, e, target):
     value = emo(p, e, target)
-    return [p[j] * (cost(e[j], e[target]) - value) for j in range(len(p))]
+    return [a * (cost(row, e[target]) - value) for a, row in zip(p, e, strict=True)]
 
 
 @pytest.mark.equation(
@@ -592,12 +592,15 @@ def test_gradient(form, check, case):
     check.equal(form(case.p, case.e, case.target), plain)
 
 
-def policy_gradient(p, reward, baseline, j):
-    total = 0.0
-    for i in range(len(p)):
-        slope = float(i == j) - p[j]  # of log p_i in s_j
-        total += p[i] * (reward[i] - baseline) * slope
-    return total
+def policy_gradient(p, reward, baseline):
+    """The terms of each entry; the last factor is the slope of log p_i in s_j."""
+    return [
+        [
+            -a * (r - baseline) * (float(i == j) - b)
+            for i, (a, r) in enumerate(zip(p, reward, strict=True))
+        ]
+        for j, b in enumerate(p)
+    ]
 
 
 @pytest.mark.equation(
@@ -605,21 +608,22 @@ def policy_gradient(p, reward, baseline, j):
     kind="identity",
     source=REN2024,
     hypotheses="reward -c; any baseline, since scores have mean gradient 0",
-    right=lambda p, reward, baseline: [
-        -policy_gradient(p, reward, baseline, j) for j in range(len(p))
-    ],
+    right=policy_gradient,
     wrong={
-        "cost for reward": lambda p, reward, baseline: [
-            policy_gradient(p, reward, baseline, j) for j in range(len(p))
-        ]
+        "cost for reward": lambda p, reward, baseline: policy_gradient(
+            p, [-v for v in reward], -baseline
+        )
     },
 )
 @given(cases(widths=(2, 5)), st.floats(-3, 3))
 def test_policy_gradient(form, check, case, baseline):
     reward = [-cost(row, case.e[case.target]) for row in case.e]
     expected = emo_gradient(case.p, case.e, case.target)
-    check.equal(form(case.p, reward, baseline), expected)
-    check.equal(form(case.p, reward, dot(case.p, reward)), expected)
+    for level in (baseline, dot(case.p, reward)):
+        check.equal([sum(terms) for terms in form(case.p, reward, level)], expected)
+    # What the baseline is for: a reward that equals it moves nothing, draw by draw.
+    n = len(reward)
+    check.equal(form(case.p, [baseline] * n, baseline), np.zeros((n, n)))
 
 
 @pytest.mark.equation(
@@ -636,6 +640,7 @@ def test_gradient_mass(form, check, case):
     mass = sum(abs(v) for v in emo_gradient(case.p, case.e, case.target))
     check.at_most(mass, form(c), slack=1e-12)
     check.at_most(form(c), 1.0, slack=1e-12)
+    check.equal(form([v + 0.3 for v in c]), form(c))  # whatever the least cost is
     two = emo_gradient([0.5, 0.5], [[1.0, 0.0], [0.6, 0.8]], 0)
     check.equal(sum(abs(v) for v in two), form([0.0, 0.4]))
 
@@ -663,14 +668,11 @@ def test_vanishing_gradient(form, check):
 
 
 def hessian(p, e, target):
-    n, value = len(p), emo(p, e, target)
-    c = [cost(row, e[target]) for row in e]
+    value = emo(p, e, target)
+    cells = [(j, a, cost(row, e[target])) for j, (a, row) in enumerate(zip(p, e, strict=True))]
     return [
-        [
-            float(j == k) * p[j] * (c[j] - value) - p[j] * p[k] * (c[j] + c[k] - 2 * value)
-            for k in range(n)
-        ]
-        for j in range(n)
+        [float(j == k) * a * (c - value) - a * b * (c + d - 2 * value) for k, b, d in cells]
+        for j, a, c in cells
     ]
 
 
@@ -701,8 +703,8 @@ def test_curvature(form, check, case):
 def mixed_gradient(p, e, target, a, b):
     value = emo(p, e, target)
     return [
-        p[j] * (a + b * (cost(e[j], e[target]) - value)) - a * float(j == target)
-        for j in range(len(p))
+        share * (a + b * (cost(row, e[target]) - value)) - a * float(j == target)
+        for j, (share, row) in enumerate(zip(p, e, strict=True))
     ]
 
 
@@ -731,12 +733,12 @@ def test_gradient_of_a_mixture(form, check, case, a, b):
 
 def head_gradients(g, h, w):
     """Gradients of states and weights from those of the logits, by loops."""
-    tokens, size, width = len(g), len(w), len(w[0])
-    d_h = [[sum(g[t][j] * w[j][k] for j in range(size)) for k in range(width)]
-           for t in range(tokens)]  # fmt: skip
-    d_w = [[sum(g[t][j] * h[t][k] for t in range(tokens)) for k in range(width)]
-           for j in range(size)]  # fmt: skip
-    return d_h, d_w
+
+    def product(left, right):
+        columns = list(zip(*right, strict=True))
+        return [[sum(a * b for a, b in zip(row, c, strict=True)) for c in columns] for row in left]
+
+    return product(g, w), product(zip(*g, strict=True), h)
 
 
 @pytest.mark.equation(
@@ -871,7 +873,7 @@ def test_sandwich(form, check, case):
     source="ICLR 2024 review 4; ours",
     hypotheses="the target is drawn from q; p does not depend on the draw",
     right=lambda p, q, c: sum(
-        p[i] * sum(q[j] * c[i][j] for j in range(len(q))) for i in range(len(p))
+        a * sum(b * x for b, x in zip(q, row, strict=True)) for a, row in zip(p, c, strict=True)
     ),
     wrong={
         "the transport cost between p and q": lambda p, q, c: programme(p, q, c)[0],
@@ -985,7 +987,7 @@ def test_risk_of_the_kernel_score(form, check, case):
     source=OURS,
     hypotheses="equality exactly where the means agree; only at p = q if the unit embeddings are "
     "affinely independent",
-    right=lambda p, q, e: sum(q[t] * kernel(p, e, t) for t in range(len(q))),
+    right=lambda p, q, e: sum(b * kernel(p, e, t) for t, b in enumerate(q)),
     wrong={"EMO in its place": lambda p, q, e: sum(q[t] * emo(p, e, t) for t in range(len(q)))},
 )
 @given(cases(widths=(2, 5)))
@@ -994,6 +996,8 @@ def test_kernel_score_is_proper(form, check, case):
         n = len(q)
         for p in (softmax(case.rng.normal(size=n)), one_hot(n, 0), one_hot(n, 1)):
             check.at_most(form(q, q, e), form(p, q, e), slack=1e-12)
+    scored = [library(kernel_score_loss, case.s, case.e, t) for t in range(len(case.q))]
+    check.equal(form(case.p, case.q, case.e), dot(case.q, scored))
     # affinely independent: the minimum over scores is q itself
     best = optimize.minimize(lambda s: form(softmax(s), DATA, THREE), np.zeros(3), tol=1e-14)
     check.equal(softmax(best.x), DATA, tol=1e-4)
@@ -1002,7 +1006,7 @@ def test_kernel_score_is_proper(form, check, case):
 def kernel_gradient(p, e, target):
     gap = [a - b for a, b in zip(mean(p, e), e[target], strict=True)]
     r = [dot(row, gap) for row in e]
-    return [p[j] * (r[j] - dot(p, r)) for j in range(len(p))]
+    return [a * (b - dot(p, r)) for a, b in zip(p, r, strict=True)]
 
 
 @pytest.mark.equation(
@@ -1067,19 +1071,22 @@ def test_moments_only(form, check, case):
 # ---------------------------------------------------------------- 8 mixtures
 
 
-def mixture_optimum(q, r, share):
-    """Normaliser by bisection."""
-
-    def total(nu):
-        return sum((1 - share) * a / (share * b + nu) for a, b in zip(q, r, strict=True))
-
-    low, high = -share * min(r) + 1e-15, 1.0
-    while total(high) > 1:
+def normaliser(total, low):
+    """Where a decreasing sum is 1, by bisection."""
+    high = 1.0
+    while total(high) > 1 and high < 1e9:
         high *= 2
     for _ in range(200):
         middle = (low + high) / 2
         low, high = (middle, high) if total(middle) > 1 else (low, middle)
-    return [(1 - share) * a / (share * b + low) for a, b in zip(q, r, strict=True)]
+    return low
+
+
+def mixture_optimum(q, r, share):
+    def shares(nu):
+        return [(1 - share) * a / (share * b + nu) for a, b in zip(q, r, strict=True)]
+
+    return shares(normaliser(lambda nu: sum(shares(nu)), -share * min(r)))
 
 
 @pytest.mark.equation(
@@ -1196,9 +1203,9 @@ def test_value_of_the_second_mixture(form, check, case):
 
 def ratio_error(rest, limit):
     """Distance of cross-entropy over EMO from its limit; the wrong mass is split 1 : 3."""
-    p = [1 - rest, rest / 4, 3 * rest / 4]
-    average = (1 * 1 + 3 * 1) / 4  # both wrong tokens are orthogonal to book
-    return abs(-math.log1p(-rest) / emo(p, THREE, 0) - limit(average))
+    p = [rest / 4, 1 - rest, 3 * rest / 4]
+    average = (cost(THREE[0], THREE[1]) + 3 * cost(THREE[2], THREE[1])) / 4
+    return abs(-math.log1p(-rest) / emo(p, THREE, 1) - limit(average))
 
 
 @pytest.mark.equation(
@@ -1266,6 +1273,12 @@ def test_weight_on_easy_tokens(form, check):
     steps = [0.1, 0.03, 0.01, 0.003, 0.001]
     weights = [form([1 - r, r / 2, r / 2], THREE, 0) for r in steps]
     check.rate(steps, weights, order=1.0, within=0.05)
+    for p in ([0.2, 0.5, 0.3], [0.005, 0.99, 0.005]):  # not in the limit alone
+        for t in range(3):
+            target = torch.tensor(t)
+            entropy = torch.nn.functional.cross_entropy(tensor(p).log(), target)
+            shifted = emo_loss(tensor(p).log(), target, tensor(THREE)) + p[t]
+            check.equal(form(p, THREE, t), entropy / shifted)
     film = [0.005, 0.99, 0.005]
     check.at_most(form(film, THREE, 1), 0.0105)
     check.at_most(1.4, ce(film, 1) / emo(film, THREE, 1))
@@ -1318,9 +1331,9 @@ def test_ratio_undoes_a_scale(form, check, case, k):
 def moments(e):
     n = len(e)
     pairs = n * (n - 1)
-    total = [sum(row[k] for row in e) for k in range(len(e[0]))]
-    gram = [[sum(row[k] * row[m] for row in e) for m in range(len(total))]
-            for k in range(len(total))]  # fmt: skip
+    columns = list(zip(*e, strict=True))
+    total = [sum(column) for column in columns]
+    gram = [[sum(x * y for x, y in zip(a, b, strict=True)) for a in columns] for b in columns]
     first = (dot(total, total) - n) / pairs
     second = (sum(v * v for row in gram for v in row) - n) / pairs
     return 1 - first, second - first**2

@@ -145,7 +145,8 @@ def test_entity_f1(form, check, seed):
 
 
 def score(q, k, i, j, beta):
-    return rotated(q, i) @ rotated(k, j) / sqrt(len(q)) + beta
+    one, other = rotated(q, i), rotated(k, j)
+    return (one * other).sum() / sqrt(len(one)) + beta
 
 
 @pytest.mark.equation(
@@ -408,7 +409,7 @@ def test_decay_bound(form, check, seed, count, r):
     kind="identity",
     source=OURS,
     hypotheses="i != j; states take h and -h with equal probability, independently",
-    right=lambda bq, bk, i, j, beta: bq @ rotation(j - i, 4) @ bk / sqrt(4) + beta,
+    right=lambda bq, bk, i, j, beta: (bq[:, None] * rotation(j - i, 4) * bk).sum() / sqrt(4) + beta,
     wrong={
         "no rotation: one constant for all lengths": lambda bq, bk, i, j, beta: bq @ bk / 2 + beta,
         "no biases": lambda bq, bk, i, j, beta: torch.tensor(beta),
@@ -431,14 +432,14 @@ def test_mean_score_is_a_prior(form, check, seed, i, length):
 
 
 def odd_part(bq, bk, r):
+    products = [x * y.conjugate() for x, y in zip(planes(bq), planes(bk), strict=True)]
+    d = 2 * len(products)
     return (
         2
-        / sqrt(len(bq))
+        / sqrt(d)
         * sum(
-            abs(c) * sin(r * 10000.0 ** (-2 * m / len(bq))) * sin(cmath.phase(c))
-            for m, c in enumerate(
-                x * y.conjugate() for x, y in zip(planes(bq), planes(bk), strict=True)
-            )
+            abs(c) * sin(r * 10000.0 ** (-2 * m / d)) * sin(cmath.phase(c))
+            for m, c in enumerate(products)
         )
     )
 
@@ -568,7 +569,7 @@ def test_length_alone_decides_no_type(form, check, seed, length):
 
 def log_bilinear(pair, b, c):
     W = pair.exp().triu()
-    return torch.log(b.exp() @ W @ c.exp())
+    return torch.log((b.exp()[:, None] * W * c.exp()).sum())
 
 
 @pytest.mark.equation(
@@ -631,7 +632,7 @@ def product_gradient(pair, b, c, g, transpose=True):
     return (
         W * ((weight * u).T @ v),
         weight * u * (v @ W.T),
-        weight * v * (u @ W if transpose else u @ W.T),
+        weight * v * (u @ (W if transpose else W.T)),
     )
 
 
@@ -802,9 +803,9 @@ def test_loss_from_rows(form, check, seed, length):
 
 
 def shifted_row(pair, b, c, i):
-    cells = range(i, len(pair))
-    rho, top = max(pair[i, j] for j in cells), c.max()
-    T = sum(exp(pair[i, j] - rho) * exp(c[j] - top) for j in cells)
+    row = pair[i, i:]
+    rho, top = row.max(), c.max()
+    T = sum(exp(a - rho) * exp(v - top) for a, v in zip(row, c[i:], strict=True))
     return b[i] + rho + top + log(T), T
 
 

@@ -7,6 +7,8 @@ compared with is computed another way: by autograd, by a solver, in 50 digits, b
 import functools
 import itertools
 import math
+import statistics
+from fractions import Fraction
 from math import e, exp, log, log1p, prod, sqrt
 
 import mpmath as mp
@@ -669,10 +671,15 @@ def test_target_gradient(form, check, case):
         check.equal(form(*case), slope, tol=1e-9)
 
 
-def target_hessian(s, t, cross=1.0):
+def target_parts(s, t):
     a = np.exp(-np.array(s)) / (1 + mass_a(s, t))
     b = np.exp(np.array(s)) / (1 + mass_b(s, t))
-    return -np.outer(a, a) - cross * np.outer(b, b)
+    return a, b
+
+
+def target_hessian(s, t):
+    a, b = target_parts(s, t)
+    return -np.outer(a, a) - np.outer(b, b)
 
 
 @pytest.mark.equation(
@@ -680,7 +687,11 @@ def target_hessian(s, t, cross=1.0):
     kind="gradient",
     source=OURS,
     right=target_hessian,
-    wrong={"the two groups with opposite signs": lambda s, t: target_hessian(s, t, -1.0)},
+    wrong={
+        "the two groups with opposite signs": lambda s, t: (
+            target_hessian(s, t) + 2 * np.outer(target_parts(s, t)[1], target_parts(s, t)[1])
+        )
+    },
 )
 @given(cases(most=5))
 def test_target_hessian(form, check, case):
@@ -838,10 +849,11 @@ def test_fit(form, check, s, random):
     check.equal(form(s, t, 0.7), (risk(0.7 + 1e-6) - risk(0.7 - 1e-6)) / 2e-6, tol=1e-5)
 
 
-def fit_exists(s, t):
-    right_way = sum(v * (0.5 - d) for v, d in zip(s, t, strict=True)) < 0
-    wrong_side = sum(v * (1 - d) if v > 0 else -v * d for v, d in zip(s, t, strict=True)) > 0
-    return right_way and wrong_side
+def slopes_at_the_ends(s, t):
+    return (
+        sum(v * (0.5 - d) for v, d in zip(s, t, strict=True)),
+        sum(max(v, 0) * (1 - d) + max(-v, 0) * d for v, d in zip(s, t, strict=True)),
+    )
 
 
 @pytest.mark.equation(
@@ -849,15 +861,11 @@ def fit_exists(s, t):
     kind="identity",
     source=OURS,
     hypotheses="degrees in [0, 1], not all scores 0",
-    right=fit_exists,
+    right=slopes_at_the_ends,
     wrong={
-        "the first condition alone": lambda s, t: (
-            sum(v * (0.5 - d) for v, d in zip(s, t, strict=True)) < 0
-        ),
-        "the second condition alone": lambda s, t: (
-            sum(v * (1 - d) if v > 0 else -v * d for v, d in zip(s, t, strict=True)) > 0
-        ),
-        "degrees as labels at one half": lambda s, t: fit_exists(s, [d > 0.5 for d in t]),
+        "the first condition alone": lambda s, t: (slopes_at_the_ends(s, t)[0], 1.0),
+        "the second condition alone": lambda s, t: (-1.0, slopes_at_the_ends(s, t)[1]),
+        "degrees as labels at one half": lambda s, t: slopes_at_the_ends(s, [d > 0.5 for d in t]),
     },
 )
 @given(
@@ -879,21 +887,21 @@ def test_fit_exists(form, check, pairs):
     for scores_, labels in [*extra, (s, y)]:
         if not any(scores_):
             continue
-        # Is the slope negative near 0 and positive far out?
-        found = fit_slope(scores_, labels, 1e-9) < -1e-12 and any(
-            _far_slope(v, labels_) for v, labels_ in [(scores_, labels)]
-        )
-        check.equal(str(form(scores_, labels)), str(found))
+        # A scale exists if the log-loss, which is convex, falls from 0 on and rises far out.
+        near, far = form(scores_, labels)
+        risks = [log_loss_of_scale(scores_, labels, g) for g in (0, "1e-9", 10**5, 2 * 10**5)]
+        check.equal((near < 0, far > 0), (risks[1] < risks[0], risks[3] > risks[2]))
+        # And the slopes are these, there.
+        check.equal(near, (risks[1] - risks[0]) * 10**9, tol=1e-7)
+        check.equal(far, (risks[3] - risks[2]) / 10**5, tol=1e-12)
 
 
-def _far_slope(s, y):
-    """Sign of the slope where all sigmoids are saturated: only wrong sides are left."""
-    with mp.workdps(400):
-        far = mp.mpf(10) ** 5
-        slope = mp.fsum(
-            mp.mpf(v) * (1 / (1 + mp.exp(-far * v)) - d) for v, d in zip(s, y, strict=True)
-        )
-        return slope > mp.mpf(10) ** -20
+def log_loss_of_scale(s, t, scale):
+    """Cross-entropy of the scaled scores, in digits enough for the slowest fall far out."""
+    scores_ = [mp.mpf(scale) * v for v in s]
+    return mp.fsum(
+        mp.log1p(mp.exp(-abs(v))) + max(v, 0) - d * v for v, d in zip(scores_, t, strict=True)
+    )
 
 
 def fit_both_sums(s, t, scale, offset):
@@ -929,8 +937,8 @@ def test_fit_both(form, check, s, random):
 
 
 def fit_both_exists(s, t):
-    mean = sum(s) / len(s)
-    rises = sum((v - mean) * d for v, d in zip(s, t, strict=True)) > 1e-12
+    mean = statistics.mean([Fraction(v) for v in s])  # exact, so that 0 is 0
+    rises = sum(v * d for v, d in zip(s, t, strict=True)) > mean * Fraction(sum(t))
     positive = [v for v, d in zip(s, t, strict=True) if d > 0]
     negative = [v for v, d in zip(s, t, strict=True) if d < 1]
     return rises and min(positive) < max(negative)
@@ -1198,7 +1206,7 @@ def share_spans(gold, rate, size):
     """One gold cell gives equal parts to free neighbours; neighbours only above the diagonal."""
     table = np.zeros((size, size))
     for i, j in gold:
-        near = [(i + a, j + b) for a, b in ((0, 1), (1, 0), (0, -1), (-1, 0))]
+        near = [(i, j + 1), (i + 1, j), (i, j - 1), (i - 1, j)]
         near = [c for c in near if 0 <= c[0] <= c[1] < size and c not in gold]
         table[i, j] = 1 - rate if near else 1
         for cell in near:
@@ -1412,22 +1420,21 @@ def test_shift(form, check, case, m):
 
 
 def first_idea(s, t, own=False):
-    n, m = len(s), len(s[0])
     total = 0.0
-    for j in range(m):
+    for j, weights in enumerate(zip(*t, strict=True)):
         inside = 1.0
-        for i in range(n):
-            inside += t[i][j] * sum(exp(s[i][k] - s[i][j]) for k in range(m) if k != j or own)
+        for row, weight in zip(s, weights, strict=True):
+            inside += weight * sum(exp(v - row[j]) for k, v in enumerate(row) if k != j or own)
         total += log(inside)
     return total
 
 
 def last_idea(s, t, by=None):
     total = 0.0
-    for j in range(len(s[0])):
+    for j, weights in enumerate(zip(*t, strict=True)):
         inside = 1.0
-        for row, weights in zip(s, t, strict=True):
-            inside += weights[j] * exp(-row[j] + sum(row) / (by or len(row)))
+        for row, weight in zip(s, weights, strict=True):
+            inside += weight * exp(-row[j] + sum(row) / (by or len(row)))
         total += log(inside)
     return total
 

@@ -211,13 +211,14 @@ def test_smooth_maximum_of_two(form, check, x, y, gamma):
     hypotheses="n >= 1 finite scores; gamma > 0",
     right=lse,
     wrong={
-        "not divided by gamma": lambda s, gamma: gamma * lse(s, gamma),
-        "the mean of the exponentials": lambda s, gamma: lse(s, gamma) - log(len(s)) / gamma,
+        "not divided by gamma": lambda s, gamma=1.0: gamma * lse(s, gamma),
+        "the mean of the exponentials": lambda s, gamma=1.0: lse(s, gamma) - log(len(s)) / gamma,
     },
 )
 @given(vectors(), sharpness)
 def test_definition(form, check, s, gamma):
     check.equal(form(s, gamma), smooth_max(tensor(s), gamma=gamma))
+    check.equal(form(s), smooth_max(tensor(s)))
 
 
 @st.composite
@@ -372,14 +373,15 @@ def test_shift_trick(form, check, s, gamma, scale):
     hypotheses="finite scores; gamma > 0",
     right=softmax,
     wrong={
-        "gamma times softmax": lambda s, gamma: [gamma * v for v in softmax(s, gamma)],
-        "softmax without gamma": lambda s, gamma: softmax(s),
+        "gamma times softmax": lambda s, gamma=1.0: [gamma * v for v in softmax(s, gamma)],
+        "softmax without gamma": lambda s, gamma=1.0: softmax(s),
     },
 )
 @given(vectors(2), sharpness)
 def test_gradient(form, check, s, gamma):
     ours = gradient_of(lambda x: smooth_max(x, gamma=gamma), s)
     check.equal(form(s, gamma), ours)
+    check.equal(form(s), gradient_of(smooth_max, s))
     direct = gradient_of(lambda x: (gamma * x).exp().sum().log() / gamma, s)
     check.equal(form(s, gamma), direct)
     h = 1e-5
@@ -440,12 +442,14 @@ def test_torch_half_precision():
     kind="identity",
     source=STANDARD,
     hypotheses="any real c",
-    right=lambda s, c: softmax([v + c for v in s]),
-    wrong={"only the first score is shifted": lambda s, c: softmax([s[0] + c, *s[1:]])},
+    right=lambda s, c: [v + c for v in s],
+    wrong={"only the first score is shifted": lambda s, c: [s[0] + c, *s[1:]]},
 )
 @given(vectors(2), numbers(1, 5))
 def test_softmax_is_invariant(form, check, s, c):
-    check.equal(form(s, c), torch.softmax(tensor(s), 0))
+    moved = form(s, c)
+    check.equal(softmax(moved), torch.softmax(tensor(s), 0))
+    check.equal(moved[0], s[0] + c)  # it is moved, and by c
 
 
 @pytest.mark.equation(
@@ -699,28 +703,28 @@ def test_gradient_through_a_stream(form, check, blocks):
     check.equal(form(blocks[0], whole), torch.softmax(tensor(whole), 0)[: len(blocks[0])])
 
 
-def two_ways(u):
-    return log(-math.expm1(u)) if u > -log(2) else log1p(-exp(u))
-
-
 @pytest.mark.equation(
     "eq:lse-log1mexp",
     kind="identity",
     source="Mächler 2012",
     hypotheses="u < 0; relative error of a few units in the last place",
-    right=two_ways,
+    right=(lambda u: log(-math.expm1(u)), lambda u: log1p(-exp(u))),
     wrong={
-        "the other line on either side": lambda u: (
-            log1p(-exp(u)) if u > -log(2) else log(-math.expm1(u)) if u > -36 else 0.0
+        "the other line on either side": (
+            lambda u: log1p(-exp(u)),
+            lambda u: log(-math.expm1(u)) if u > -36 else 0.0,
         ),
-        "as it stands": lambda u: log(1 - exp(u)) if u > -36 else 0.0,
+        "as it stands": (lambda u: log(1 - exp(u)),) * 2,
     },
 )
 @given(st.floats(-13, 2))
 def test_logarithm_of_a_complement(form, check, exponent):
-    for u in (-(10.0**exponent), -1e-12, -40.0):
+    near, far = form
+    switch = -log(2)
+    for u in (-(10.0**exponent), -1e-12, -40.0, switch, math.nextafter(switch, 0)):
         exact = mp.log1p(-mp.exp(mp.mpf(u)))
-        check.equal(float(form(u) / exact), 1.0, tol=1e-14)
+        line = near if u > switch else far
+        check.equal(float(line(u) / exact), 1.0, tol=1e-14)
         check.equal(float(log1mexp(tensor(u)).item() / exact), 1.0, tol=1e-14)
 
 
