@@ -25,7 +25,7 @@ from lib.zlpr import zlpr_loss
 from references import labels as published
 
 ROOT = Path(__file__).resolve().parents[1]
-SIZES = {"bibtex": [4880, 2515, 1836, 159]}
+SIZES = {"bibtex": [4880, 2515, 1836, 159], "delicious": [12920, 3185, 500, 983]}
 RECORDS = {
     name: json.loads((ROOT / f"book/runs/labels-{name}.json").read_text("utf-8")) for name in SIZES
 }
