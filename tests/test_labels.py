@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from kornia.losses import binary_focal_loss_with_logits
 from sklearn.metrics import f1_score
 from torch.nn.functional import one_hot
 
@@ -219,6 +220,12 @@ def test_a_published_loss_is_its_formula(name):
         y[0, 0] = 1  # the two-way loss needs one
         ours = getattr(published, name)(s, y)
         assert float(ours) == pytest.approx(by_hand(name, s.tolist(), y.tolist()), rel=1e-12)
+
+
+def test_focal_loss_is_that_of_kornia():
+    s, y = scored()
+    theirs = binary_focal_loss_with_logits(s, y, alpha=0.25, gamma=2.0, reduction="sum")
+    torch.testing.assert_close(published.focal(s, y), theirs / len(s))
 
 
 def test_weighted_positives_count_more_often():
