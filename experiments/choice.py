@@ -22,7 +22,7 @@ class Score(NamedTuple):
     @property
     def rank(self) -> tuple[float, float]:
         """What is compared: values equal to a tenth of a per cent are ties."""
-        return round(self.value, 3), -self.log_loss
+        return round(self.value, 3), -float(f"{self.log_loss:.3g}")  # else a plateau has no end
 
 
 def setting(place: Place) -> tuple[float, ...]:

@@ -1,7 +1,7 @@
 """The same training with the table of logits and without it, on Delicious.
 
 ``python -m experiments.equal_training --data FOLDER`` writes ``book/runs/equal_training.json``
-(see ``experiments.multilabel`` for what the folder holds). About five minutes on one core.
+(see ``experiments.multilabel`` for what the folder holds). About two minutes on one core.
 
 A model with one hidden layer trains on all 12920 samples at once, with Adam, from the same start:
 once by ``linear_zlpr_loss`` from hidden states and the head's weight, once by ``sparse_zlpr_loss``
@@ -26,7 +26,7 @@ __all__ = ["positive_lists", "trained"]
 ROOT = Path(__file__).resolve().parents[1]
 RECORD = ROOT / "book" / "runs" / "equal_training.json"
 RUNS = [("float32", seed) for seed in range(5)] + [("float64", 0)]
-HIDDEN, STEPS, RATE = 64, 30, 0.03
+HIDDEN, STEPS, RATE = 64, 15, 0.03
 WAYS = ("hidden states", "logits")
 
 
