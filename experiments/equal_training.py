@@ -26,7 +26,7 @@ __all__ = ["positive_lists", "trained"]
 ROOT = Path(__file__).resolve().parents[1]
 RECORD = ROOT / "book" / "runs" / "equal_training.json"
 RUNS = [("float32", seed) for seed in range(5)] + [("float64", 0)]
-HIDDEN, STEPS, RATE = 64, 15, 0.03
+HIDDEN, STEPS, RATE = 64, 10, 0.1
 WAYS = ("hidden states", "logits")
 
 
